@@ -1,0 +1,1 @@
+"""mini: the small encoder that ships with scfm."""

@@ -1,0 +1,63 @@
+"""scfm: every single-cell foundation model behind one interface.
+
+>>> import scfm
+>>> encoder = scfm.load("mini")                # doctest: +SKIP
+>>> Z = encoder.embed(adata)                   # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scfm import errors, genes
+    from scfm.cards import ModelCard
+    from scfm.encoder import Capability, CellEncoder, Encoded
+    from scfm.inference import InputReport, InputWarning, check
+    from scfm.loading import LicenceWarning, load
+    from scfm.registry import cards as models
+
+__all__ = [
+    "Capability",
+    "CellEncoder",
+    "Encoded",
+    "InputReport",
+    "InputWarning",
+    "LicenceWarning",
+    "ModelCard",
+    "check",
+    "errors",
+    "genes",
+    "load",
+    "models",
+]
+
+_HOME = {
+    "Capability": "scfm.encoder",
+    "CellEncoder": "scfm.encoder",
+    "Encoded": "scfm.encoder",
+    "InputReport": "scfm.inference",
+    "InputWarning": "scfm.inference",
+    "LicenceWarning": "scfm.loading",
+    "ModelCard": "scfm.cards",
+    "check": "scfm.inference",
+    "load": "scfm.loading",
+    "models": "scfm.registry:cards",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use: `import scfm` itself stays light."""
+    if name == "__version__":
+        return import_module("importlib.metadata").version("scfm-sdk")
+    if name in ("errors", "genes"):
+        return import_module(f"scfm.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'scfm' has no attribute {name!r}")
+    module, _, attribute = _HOME[name].partition(":")
+    return getattr(import_module(module), attribute or name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

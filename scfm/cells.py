@@ -1,0 +1,287 @@
+"""Sources of cells: AnnData in memory or backed, .h5ad, .zarr, or several of them, read as blocks of CSR rows in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+from scipy import sparse
+
+from scfm.errors import InputError, listing
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+    from scfm.genes import Alignment
+
+__all__ = ["BLOCK_ROWS", "Block", "Data", "Source", "Values", "check_values", "describe_values", "open_sources", "sample_rows"]
+
+Values: TypeAlias = Literal["counts", "lognorm", "any"]
+Data: TypeAlias = "AnnData | str | PathLike[str] | Sequence[AnnData | str | PathLike[str]]"
+
+BLOCK_ROWS = 512
+"""Cells read, tokenized and written together."""
+
+_LOGNORM_LIMIT = 30.0
+"""log1p values above this would be counts beyond 1e13: not log-normalised."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some cells of one source.
+
+    Parameters
+    ----------
+    matrix
+        (n_cells, n_features) CSR, indices sorted, no explicit zeros, float32 or float64.
+    alignment
+        Which column is which token.
+    obs
+        The cells' rows of `obs`, with the columns that were asked for.
+    """
+
+    matrix: sparse.csr_matrix
+    alignment: Alignment
+    obs: pd.DataFrame
+
+    def __len__(self) -> int:
+        return self.matrix.shape[0]
+
+
+class Source:
+    """One AnnData, in memory or on disk, seen through one of its matrices.
+
+    Parameters
+    ----------
+    data
+        AnnData, or path of an `.h5ad` file or `.zarr` folder (read as needed, never whole).
+    layer
+        Matrix to read: None for `X`, "raw" for `adata.raw`, else a key of `layers`.
+    """
+
+    def __init__(self, data: AnnData | str | PathLike[str], layer: str | None = None) -> None:
+        self.layer = layer
+        self._close: Any = None
+        if isinstance(data, str | PathLike):
+            self.label = str(data)
+            self._group = self._open(Path(data))
+            self._adata = None
+        else:
+            from anndata import AnnData
+
+            if not isinstance(data, AnnData):
+                raise InputError(
+                    f"data is a {type(data).__name__}; an AnnData, a path of .h5ad or .zarr, or a list of them is needed.",
+                    "Wrap a matrix with anndata.AnnData(X, var=pd.DataFrame(index=gene_names)).",
+                )
+            self.label = "adata"
+            self._adata = data
+            self._group = None
+
+    def _open(self, path: Path) -> Any:
+        if not path.exists():
+            raise InputError(f"there is no file {path}.", "Give the path of an .h5ad file or a .zarr folder.")
+        if path.suffix == ".h5ad":
+            import h5py
+
+            try:
+                self._close = h5py.File(path, "r")
+            except OSError as error:
+                raise InputError(f"{path} is not a readable HDF5 file: {error}", "Was it copied completely?") from error
+            return self._close
+        if path.suffix == ".zarr":
+            import zarr
+
+            return zarr.open_group(path, mode="r")
+        raise InputError(f"{path} is neither .h5ad nor .zarr.", "Convert it with anndata, e.g. anndata.io.read_mtx(...).write_h5ad(...).")
+
+    def close(self) -> None:
+        """Close the file, if one was opened."""
+        if self._close is not None:
+            self._close.close()
+
+    # What there is
+
+    @property
+    def name(self) -> str:
+        """How messages call the matrix, e.g. ``adata.layers['counts']``."""
+        return f"{self.label}.X" if self.layer is None else (f"{self.label}.raw.X" if self._is_raw else f"{self.label}.layers[{self.layer!r}]")
+
+    @cached_property
+    def layers(self) -> list[str]:
+        """Keys of `layers`."""
+        if self._adata is not None:
+            return [str(key) for key in self._adata.layers]
+        return sorted(self._group["layers"].keys()) if "layers" in self._group else []
+
+    @property
+    def has_raw(self) -> bool:
+        """Whether `.raw` is there."""
+        return self._adata.raw is not None if self._adata is not None else "raw" in self._group
+
+    @property
+    def _is_raw(self) -> bool:
+        return self.layer == "raw" and "raw" not in self.layers
+
+    @cached_property
+    def obs(self) -> pd.DataFrame:
+        """`obs` of the AnnData."""
+        return self._adata.obs if self._adata is not None else self._frame("obs")
+
+    @cached_property
+    def var(self) -> pd.DataFrame:
+        """`var` that belongs to the matrix (that of `.raw` when the layer is "raw")."""
+        if self._adata is not None:
+            return self._adata.raw.var if self._is_raw else self._adata.var
+        return self._frame("raw/var" if self._is_raw else "var")
+
+    def _frame(self, key: str) -> pd.DataFrame:
+        from anndata.io import read_elem
+
+        return read_elem(self._group[key])
+
+    @cached_property
+    def shape(self) -> tuple[int, int]:
+        """(n_cells, n_features)."""
+        return len(self.obs), len(self.var)
+
+    # The matrix
+
+    @cached_property
+    def _matrix(self) -> Any:
+        """The matrix as it is stored; CSC is turned once, in memory, since its rows can't be sliced."""
+        if self.layer is not None and self.layer not in self.layers and not (self._is_raw and self.has_raw):
+            have = [*self.layers, *(["raw"] if self.has_raw else [])]
+            raise InputError(
+                f"layer={self.layer!r} is not in {self.label} (layers: {listing(have) or 'none'}).",
+                "Leave layer out to read X.",
+            )
+        if self._adata is not None:
+            holder = self._adata.raw if self._is_raw else self._adata
+            matrix = holder.X if self.layer is None or self._is_raw else holder.layers[self.layer]
+        else:
+            from anndata.io import sparse_dataset
+
+            key = "X" if self.layer is None else ("raw/X" if self._is_raw else f"layers/{self.layer}")
+            if key not in self._group:
+                raise InputError(f"{self.label} has no {key}.", f"Pass layer=; it has {listing(self.layers) or 'none'}.")
+            element = self._group[key]
+            matrix = sparse_dataset(element) if "indptr" in getattr(element, "keys", list)() else element
+        if matrix is None:
+            raise InputError(f"{self.name} is empty.", f"Pass layer=; there are {listing(self.layers) or 'none'}.")
+        if getattr(matrix, "format", "csr") == "csc":
+            matrix = (matrix if sparse.issparse(matrix) else matrix.to_memory()).tocsr()
+        return matrix
+
+    def take(self, rows: slice | np.ndarray) -> sparse.csr_matrix:
+        """Some rows (n, n_features) as CSR with sorted indices and no explicit zeros, float32 (float64 stays). A copy."""
+        part = self._matrix[rows]
+        matrix = sparse.csr_matrix(part.to_memory() if hasattr(part, "to_memory") else part)
+        if matrix.dtype != np.float64:
+            wide = matrix.dtype.kind in "iu" and matrix.nnz > 0 and int(matrix.data.max()) >= 2**24
+            matrix = matrix.astype(np.float64 if wide else np.float32)
+        if matrix is self._matrix or np.shares_memory(matrix.data, getattr(self._matrix, "data", matrix.data[:0])):
+            matrix = matrix.copy()
+        matrix.sum_duplicates()
+        matrix.eliminate_zeros()
+        return matrix
+
+    def ranges(self, rows: int = BLOCK_ROWS) -> Iterator[slice]:
+        """Consecutive row ranges."""
+        for start in range(0, self.shape[0], rows):
+            yield slice(start, min(start + rows, self.shape[0]))
+
+
+def open_sources(data: Data, layer: str | None = None) -> list[Source]:
+    """One source for each AnnData or path in `data`, in order."""
+    if isinstance(data, list | tuple):
+        if not data:
+            raise InputError("the list of data sets is empty.", "Give at least one AnnData or path.")
+        return [Source(item, layer) for item in data]
+    return [Source(data, layer)]  # type: ignore[arg-type]
+
+
+def sample_rows(source: Source, blocks: int = 4, rows: int = BLOCK_ROWS) -> sparse.csr_matrix:
+    """Up to `blocks` evenly spaced blocks of rows, enough to see what the values are."""
+    ranges = list(source.ranges(rows))
+    picked = sorted({round(i) for i in np.linspace(0, len(ranges) - 1, blocks)}) if ranges else []
+    parts = [source.take(ranges[i]) for i in picked]
+    return sparse.vstack(parts, format="csr") if parts else sparse.csr_matrix((0, source.shape[1]), dtype=np.float32)
+
+
+def describe_values(matrix: sparse.csr_matrix) -> str:
+    """What a matrix seems to hold: "counts", "lognorm", "negative" (scaled), "not finite", "normalised" or "empty"."""
+    data = matrix.data
+    if data.size == 0:
+        return "empty"
+    if not np.isfinite(data).all():
+        return "not finite"
+    if data.min() < 0:
+        return "negative"
+    if (data == np.floor(data)).all():
+        return "counts"
+    return "lognorm" if data.max() < _LOGNORM_LIMIT else "normalised"
+
+
+_WORDS = {
+    "not finite": "NaN or infinite values",
+    "negative": "negative values",
+    "lognorm": "non-integer values",
+    "normalised": "non-integer values",
+    "counts": "integer counts",
+}
+_WANTED = {"counts": "raw counts", "lognorm": "log1p of counts per 10,000"}
+
+
+def check_values(matrix: sparse.csr_matrix, expected: Values, source: Source, rows: slice | np.ndarray, model: str) -> None:
+    """Refuse a matrix that does not hold the expected values.
+
+    Raises
+    ------
+    InputError
+        Naming the first offending value with its cell and gene, what the model reads, and the argument that fixes it.
+    """
+    found = describe_values(matrix)
+    if found in ("empty", expected) or (expected == "any" and found != "not finite"):
+        return
+    data = matrix.data
+    bad = {
+        "not finite": ~np.isfinite(data),
+        "negative": data < 0,
+        "counts": np.ones(data.shape, bool),
+    }.get(found, data != np.floor(data))
+    position = int(np.flatnonzero(bad)[0])
+    row = int(np.searchsorted(matrix.indptr, position, side="right")) - 1
+    cell = source.obs.index[rows][row]
+    gene = source.var.index[matrix.indices[position]]
+    raise InputError(
+        f"{source.name} holds {_WORDS[found]} (first: {data[position]:.4g} in cell {str(cell)!r}, gene {str(gene)!r}); "
+        f"{model} reads {_WANTED.get(expected, 'finite values')}.",
+        _value_fix(source, expected, found),
+    )
+
+
+def _value_fix(source: Source, expected: Values, found: str) -> str:
+    candidates = [None, *source.layers, *(["raw"] if source.has_raw else [])]
+    data: Any = source._adata if source._adata is not None else source.label
+    for layer in candidates:
+        if layer == source.layer:
+            continue
+        other = Source(data, layer)
+        try:
+            if describe_values(other.take(slice(0, min(BLOCK_ROWS, other.shape[0])))) == expected:
+                where = "adata.X" if layer is None else ("adata.raw" if layer == "raw" else "adata.layers")
+                return f"Pass layer={layer!r} ({_WANTED[expected]} found in {where})."
+        finally:
+            other.close()
+    if found == "not finite":
+        return "Remove or fill these values; no model reads them."
+    if expected == "counts":
+        return "Put raw counts in a layer and pass layer=<name>, or values='any' if you mean to feed these values as they are."
+    return "Normalise first: sc.pp.normalize_total(adata, target_sum=1e4); sc.pp.log1p(adata); or pass values='any'."

@@ -1,0 +1,518 @@
+"""The only embedding loop: read, check, tokenize, batch by length, run the network, give back in order.
+
+Reading and tokenizing run in a background thread while the network computes. On a CPU every worker thread runs one batch on one core:
+cells of a few hundred tokens are computed alone, without padding or mask (faster than any batch, see benchmarks/); shorter cells share
+a batch under a token budget. On a GPU one worker fills larger batches. No output depends on which cells share a batch.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import numpy as np
+import torch
+
+from scfm.cells import BLOCK_ROWS, Block, Data, Source, Values, check_values, describe_values, open_sources, sample_rows
+from scfm.encoder import CellEncoder, Encoded, Request
+from scfm.errors import InputError, listing
+from scfm.genes import Alignment, GeneReport, align
+from scfm.provenance import attach, versions
+from scfm.sinks import open_sink
+from scfm.tokenizers.base import Tokens
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+__all__ = ["InputReport", "InputWarning", "Reading", "check", "embed", "encode", "read", "resolve_device", "tokenized"]
+
+T = TypeVar("T")
+BatchSize = int | Literal["auto"]
+Precision = Literal["float32", "bfloat16", "float16"]
+
+_TOKEN_BUDGET = {"cpu": 1024, "mps": 16_384, "cuda": 65_536}
+_MOST_CELLS = {"cpu": 128, "mps": 512, "cuda": 2048}
+
+
+class InputWarning(UserWarning):
+    """The result stands, but some cells or features deserve a look."""
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """A torch device; "auto" is CUDA, else Apple's MPS, else the CPU."""
+    if str(device) != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+# Reading
+
+
+@dataclass(frozen=True)
+class Part:
+    """One source and how its features align."""
+
+    source: Source
+    alignment: Alignment
+    start: int
+    """Position of its first cell in the whole data."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Data opened, aligned and sampled: everything that can be refused before work starts has been."""
+
+    parts: list[Part]
+    values: Values
+    obs_columns: tuple[str, ...]
+
+    @property
+    def n_cells(self) -> int:
+        """Cells of all parts."""
+        return sum(part.source.shape[0] for part in self.parts)
+
+    def close(self) -> None:
+        """Close the files."""
+        for part in self.parts:
+            part.source.close()
+
+
+def read(
+    encoder: CellEncoder,
+    data: Data,
+    *,
+    layer: str | None = None,
+    gene_column: str | None = None,
+    map_genes: bool = False,
+    values: Values | None = None,
+) -> Reading:
+    """Open data for an encoder: align the features once per data set, and look at a sample of the values."""
+    expected: Values = values or encoder.card.input.values
+    parts, start = [], 0
+    for source in open_sources(data, layer):
+        sample = sample_rows(source)
+        check_values(sample, expected, source, slice(0, sample.shape[0]), encoder.name)
+        totals = np.asarray(sample.sum(axis=0), dtype=np.float64).reshape(-1) if sample.nnz else None
+        alignment = align(
+            source.var, encoder.vocabulary, model=encoder.name, gene_column=gene_column, map_genes=map_genes, totals=totals
+        )
+        parts.append(Part(source, alignment, start))
+        start += source.shape[0]
+    columns = tuple(filter(None, (getattr(encoder.tokenizer, name, None) for name in ("batch_key",))))
+    for part in parts:
+        if missing := [column for column in columns if column not in part.source.obs.columns]:
+            raise InputError(
+                f"obs of {part.source.label} has no column {listing(missing)} (columns: {listing(map(str, part.source.obs.columns))}).",
+                f"{encoder.name} reads it; name another with with_options(batch_key=...).",
+            )
+    return Reading(parts, expected, columns)
+
+
+@dataclass(frozen=True)
+class TokenBlock:
+    """Tokens of consecutive cells."""
+
+    start: int
+    tokens: Tokens
+
+
+def tokenized(encoder: CellEncoder, reading: Reading, seed: int, *, skip: int = 0) -> Iterator[TokenBlock]:
+    """Tokens of all cells in order, from cell `skip` on; values are checked as they pass."""
+    tokenize = encoder.tokenizer.stream(seed)
+    for part in reading.parts:
+        for rows in part.source.ranges(BLOCK_ROWS):
+            start = part.start + rows.start
+            done = part.start + rows.stop <= skip
+            if done and not encoder.tokenizer.sequential:
+                continue
+            matrix = part.source.take(rows)
+            check_values(matrix, reading.values, part.source, rows, encoder.name)
+            tokens = tokenize(Block(matrix, part.alignment, part.source.obs[list(reading.obs_columns)].iloc[rows]))
+            if not done:
+                yield TokenBlock(start, tokens)
+
+
+def _ahead(items: Iterable[T], depth: int = 2) -> Iterator[T]:
+    """The same items, produced by a background thread that keeps `depth` of them ready."""
+    ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
+    stop = threading.Event()
+    end = object()
+
+    def put(item: Any) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def produce() -> None:
+        try:
+            for item in items:
+                if not put(item):
+                    return
+            put(end)
+        except BaseException as error:  # handed to the consumer, who raises it
+            put(error)
+
+    thread = threading.Thread(target=produce, name="scfm-reader", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not end:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()
+
+
+# Computing
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """Outputs for consecutive cells: batches of (rows within the block, outputs)."""
+
+    start: int
+    tokens: Tokens
+    batches: list[tuple[np.ndarray, Encoded]]
+
+
+def plan_batches(lengths: np.ndarray, *, budget: int, most_cells: int) -> list[np.ndarray]:
+    """Group cells of similar length, longest first, so that cells x longest stays within the budget (one cell always goes)."""
+    order = np.argsort(-lengths, kind="stable")
+    batches, at = [], 0
+    while at < len(order):
+        count = min(max(1, budget // max(int(lengths[order[at]]), 1)), most_cells)
+        batches.append(order[at : at + count])
+        at += count
+    return batches
+
+
+@contextmanager
+def _workers(device: torch.device, n_cells: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that run batches. On a CPU: one a core, each with one torch thread, within the caller's own limit, restored afterwards."""
+    threads = torch.get_num_threads()
+    count = max(1, min(threads, n_cells)) if device.type == "cpu" else 1
+    share = threads // count
+    try:
+        with ThreadPoolExecutor(count, "scfm-worker", initializer=torch.set_num_threads, initargs=(share,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _evaluating(network: torch.nn.Module) -> Iterator[None]:
+    training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(training)
+
+
+@contextmanager
+def _progress(total: int, shown: bool | None, title: str) -> Iterator[Any]:
+    """A function advance(n); a rich bar on stderr when shown."""
+    if shown is None:
+        shown = sys.stderr.isatty()
+    if not shown:
+        yield lambda n: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("cells"), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda n: bar.advance(task, n)
+
+
+def encode(
+    encoder: CellEncoder,
+    reading: Reading,
+    request: Request,
+    *,
+    empty_cells: Literal["nan", "embed", "error"] = "embed",
+    batch_size: BatchSize = "auto",
+    precision: Precision = "float32",
+    progress: bool | None = None,
+    seed: int = 0,
+    skip: int = 0,
+) -> Iterator[BlockResult]:
+    """Outputs for all cells, block by block in order; batches of a block come in the order they were computed.
+
+    With `empty_cells="nan"`, cells without an expressed known gene are in no batch.
+    """
+    device, network = encoder.device, encoder.network
+    budget, most = _TOKEN_BUDGET.get(device.type, 16_384), _MOST_CELLS.get(device.type, 512)
+    if batch_size != "auto":
+        if batch_size < 1:
+            raise InputError(f"batch_size={batch_size}; it must be at least 1, or 'auto'.")
+        budget, most = sys.maxsize, batch_size
+    low = precision != "float32"
+    if precision not in ("float32", "bfloat16", "float16"):
+        raise InputError(f"precision={precision!r} is not known.", "Pass 'float32', 'bfloat16' or 'float16'.")
+
+    def step(tokens: Tokens, rows: np.ndarray) -> Encoded:
+        autocast = torch.autocast(device.type, dtype=getattr(torch, precision)) if low else nullcontext()
+        with torch.inference_mode(), autocast:
+            return network(tokens.collate(rows).to(device), request).cpu()
+
+    with ExitStack() as stack:
+        stack.callback(reading.close)
+        stack.enter_context(_evaluating(network))
+        advance = stack.enter_context(_progress(reading.n_cells, progress, encoder.name))
+        pool = stack.enter_context(_workers(device, reading.n_cells - skip))
+        advance(skip)
+        for block in _ahead(tokenized(encoder, reading, seed, skip=skip)):
+            tokens = block.tokens
+            rows = np.arange(len(tokens))
+            if empty_cells != "embed":
+                rows = rows[tokens.expressed > 0]
+                if empty_cells == "error" and len(rows) < len(tokens):
+                    raise _empty_error(encoder, block)
+            plan = [rows[batch] for batch in plan_batches(tokens.lengths[rows], budget=budget, most_cells=most)]
+            futures = [pool.submit(step, tokens, batch) for batch in plan]
+            try:
+                batches = [(batch, _finished(future, advance, len(batch))) for batch, future in zip(plan, futures, strict=True)]
+            except BaseException:
+                for future in futures:
+                    future.cancel()
+                raise
+            advance(len(tokens) - len(rows))
+            yield BlockResult(block.start, tokens, batches)
+
+
+def _finished(future: Future[Encoded], advance: Any, cells: int) -> Encoded:
+    result = future.result()
+    advance(cells)
+    return result
+
+
+def _empty_error(encoder: CellEncoder, block: TokenBlock) -> InputError:
+    at = block.start + int(np.flatnonzero(block.tokens.expressed == 0)[0])
+    return InputError(
+        f"cell number {at} has no expressed gene that {encoder.name} knows.",
+        "Remove such cells (sc.pp.filter_cells), or pass empty_cells='nan'.",
+    )
+
+
+def embed(
+    encoder: CellEncoder,
+    data: Data,
+    request: Request,
+    *,
+    reading: dict[str, Any],
+    empty_cells: Literal["nan", "embed", "error"],
+    batch_size: BatchSize,
+    precision: Precision,
+    key_added: str | None,
+    out: str | PathLike[str] | None,
+    resume: bool,
+    progress: bool | None,
+    seed: int,
+) -> np.ndarray:
+    """Cell embeddings of all cells; the arguments are explained at `CellEncoder.embed`."""
+    if request.pooling is not None and request.pooling not in encoder.poolings:
+        raise InputError(f"pooling={request.pooling!r} is not offered by {encoder.name}.", f"It offers {listing(encoder.poolings) or 'one way only'}.")
+    if request.hidden_layer is not None and not 0 <= request.hidden_layer <= encoder.network.depth:
+        raise InputError(f"hidden_layer={request.hidden_layer}; {encoder.name} has {encoder.network.depth} layers.", "Pass 0 (input) to that number.")
+    if empty_cells not in ("nan", "embed", "error"):
+        raise InputError(f"empty_cells={empty_cells!r} is not known.", "Pass 'nan', 'embed' or 'error'.")
+    opened = read(encoder, data, **reading)
+    record = provenance(encoder, opened, request, precision=precision, seed=seed, empty_cells=empty_cells)
+    targets = _annotated(data, key_added)
+    key = key_added or f"X_{encoder.card.family}"
+    import pandas as pd
+
+    obs = pd.DataFrame(index=pd.Index([name for part in opened.parts for name in part.source.obs.index.astype(str)], dtype=object))
+    identity = {**record, "cells": _digest(obs.index), "sample": [_sample_digest(part.source) for part in opened.parts]}
+    sink = open_sink(out, (opened.n_cells, encoder.dim), identity if out is not None else record, key=key, obs=obs, resume=resume)
+    empty = 0
+    results = encode(
+        encoder, opened, request, empty_cells=empty_cells, batch_size=batch_size, precision=precision, progress=progress, seed=seed, skip=sink.done
+    )
+    for result in results:
+        rows = np.full((len(result.tokens), encoder.dim), np.nan, dtype=np.float32)
+        for at, encoded in result.batches:
+            assert encoded.cells is not None
+            rows[at] = encoded.cells.numpy()
+        empty += int((result.tokens.expressed == 0).sum())
+        sink.write(result.start, rows)
+    if empty and empty_cells == "nan":
+        warnings.warn(
+            f"{empty} of {opened.n_cells} cells have no expressed gene that {encoder.name} knows; their rows are NaN. "
+            "Remove such cells, or pass empty_cells='embed' or 'error'.",
+            InputWarning,
+            stacklevel=3,
+        )
+    embedding = sink.result()
+    start = 0
+    for adata in targets:
+        adata.obsm[key] = np.array(embedding[start : start + adata.n_obs])
+        attach(adata, key, record)
+        start += adata.n_obs
+    return embedding
+
+
+def _annotated(data: Data, key_added: str | None) -> Sequence[Any]:
+    """The AnnData objects that `key_added` writes to."""
+    if key_added is None:
+        return []
+    items = list(data) if isinstance(data, list | tuple) else [data]
+    if any(isinstance(item, str | os.PathLike) for item in items):
+        raise InputError(
+            "key_added= stores in an AnnData in memory; data is a path.",
+            "Pass out='embedding.zarr' or '.npy', or read the file first: anndata.read_h5ad(path).",
+        )
+    return items
+
+
+def provenance(encoder: CellEncoder, reading: Reading, request: Request, **settings: Any) -> dict[str, Any]:
+    """Everything that decides an embedding."""
+    return {
+        "model": encoder.name,
+        "origin": encoder.origin,
+        "licences": {"code": encoder.card.code_licence, "weights": encoder.card.weights_licence},
+        "tokenizer": {"class": type(encoder.tokenizer).__name__, **encoder.tokenizer.settings()},
+        "hidden_layer": request.hidden_layer,
+        "pooling": request.pooling,
+        **settings,
+        "values": reading.values,
+        "data": [
+            {"source": Path(p.source.label).name, "layer": p.source.layer or "X", "genes": replace(p.alignment.report)} for p in reading.parts
+        ],
+        "versions": versions(),
+    }
+
+
+def _digest(names: Iterable[str]) -> str:
+    import hashlib
+
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+def _sample_digest(source: Source) -> str:
+    """Hash of a sample of the matrix: another input under the same name does not continue a run."""
+    import hashlib
+
+    sample = sample_rows(source)
+    return hashlib.sha256(sample.data.tobytes() + sample.indices.tobytes() + sample.indptr.tobytes()).hexdigest()
+
+
+# Checking
+
+
+@dataclass(frozen=True)
+class InputReport:
+    """How data fit an encoder. Every refusal of `embed` is raised by `check` too; this is what is left to say."""
+
+    model: str
+    source: str
+    matrix: str
+    cells: int
+    cells_read: int
+    found: str
+    """What the values are: "counts", "lognorm", ..."""
+    genes: GeneReport
+    empty_cells: int
+    """Cells read that express no gene the model knows."""
+    tokens: tuple[int, int, int]
+    """Fewest, median and most tokens of a cell."""
+    truncated: float
+    """Share of the cells read with more genes than the model takes."""
+    repeated_cells: int
+    """Names in obs_names that occur before."""
+    warnings: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.source}: {self.cells:,} cells, {self.matrix} holds {self.found}",
+            f"genes: {self.genes}",
+            f"tokens a cell: {self.tokens[1]:,} (median), {self.tokens[0]:,} to {self.tokens[2]:,}"
+            + (f"; {self.truncated:.1%} of cells are truncated" if self.truncated else ""),
+        ]
+        if self.cells_read < self.cells:
+            lines.append(f"values and tokens from {self.cells_read:,} cells, evenly spaced")
+        return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings), f"fits {self.model}."])
+
+
+def check(
+    encoder: CellEncoder,
+    data: Data,
+    *,
+    layer: str | None = None,
+    gene_column: str | None = None,
+    map_genes: bool = False,
+    values: Values | None = None,
+) -> InputReport:
+    """Report how data fit an encoder, without embedding.
+
+    Parameters
+    ----------
+    encoder
+        From `scfm.load`.
+    data, layer, gene_column, map_genes, values
+        As for `CellEncoder.embed`. Of a list, the first data set is reported; all are checked.
+
+    Returns
+    -------
+    InputReport
+        `print` it, or read its fields.
+
+    Raises
+    ------
+    InputError, GeneMatchError, SpeciesError
+        What `embed` would raise.
+    """
+    reading = read(encoder, data, layer=layer, gene_column=gene_column, map_genes=map_genes, values=values)
+    try:
+        part = reading.parts[0]
+        sample = sample_rows(part.source)
+        columns = list(reading.obs_columns)
+        obs = part.source.obs[columns].iloc[: sample.shape[0]]
+        tokens = encoder.tokenizer.tokenize(Block(sample, part.alignment, obs))
+    finally:
+        reading.close()
+    lengths = tokens.lengths if len(tokens) else np.zeros(1, np.int64)
+    truncated = float((tokens.expressed > lengths).mean()) if len(tokens) else 0.0
+    empty = int((tokens.expressed == 0).sum())
+    names = Counter(part.source.obs.index)
+    repeated = part.source.shape[0] - len(names)
+    notes = []
+    if empty:
+        notes.append(f"{empty:,} cells express no gene that {encoder.name} knows; embed gives NaN rows for them")
+    if repeated:
+        notes.append(f"{repeated:,} obs_names are repeated; call adata.obs_names_make_unique()")
+    if part.alignment.report.duplicates:
+        notes.append(f"{part.alignment.report.duplicates:,} features share a token with another; each keeps its own token, as in the authors' code")
+    return InputReport(
+        model=encoder.name,
+        source=part.source.label,
+        matrix=part.source.name,
+        cells=part.source.shape[0],
+        cells_read=sample.shape[0],
+        found=describe_values(sample),
+        genes=part.alignment.report,
+        empty_cells=empty,
+        tokens=(int(lengths.min()), int(np.median(lengths)), int(lengths.max())),
+        truncated=truncated,
+        repeated_cells=repeated,
+        warnings=tuple(notes),
+    )

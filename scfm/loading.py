@@ -1,0 +1,124 @@
+"""`scfm.load`: a name, a folder or a hub repository -> an encoder."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from scfm import hub, registry
+from scfm.cards import ModelCard
+from scfm.checkpoint import Checkpoint
+from scfm.encoder import CellEncoder
+from scfm.errors import DownloadError, InputError, UnknownModelError, listing
+from scfm.registry import Adapter
+
+__all__ = ["LicenceWarning", "load"]
+
+
+class LicenceWarning(UserWarning):
+    """The model's licence restricts what its code or weights may be used for."""
+
+
+def load(
+    model: str | PathLike[str],
+    *,
+    revision: str | None = None,
+    adapter: str | None = None,
+    weights: str | None = None,
+    device: str = "auto",
+    **options: Any,
+) -> CellEncoder:
+    """Load an encoder.
+
+    Parameters
+    ----------
+    model
+        A name from `scfm.models()` ("scgpt"), a folder with the authors' files or one written by `save` ("./scGPT_human"), or a
+        repository on the Hugging Face hub ("org/repo"). A name wins over a folder of the same name; write "./name" for the folder.
+    revision
+        Branch, tag or commit of the hub repository; None is the one the card pins, else "main".
+    adapter
+        Family of the adapter, where the folder alone does not tell.
+    weights
+        File with the tensors, where the folder holds several.
+    device
+        "cpu", "cuda", "mps" or "auto".
+    options
+        Choices of the adapter, named on its page; unknown ones are refused.
+
+    Returns
+    -------
+    CellEncoder
+
+    Raises
+    ------
+    UnknownModelError
+        No adapter has this name or recognises the folder.
+    DownloadError
+        The files could not be had from the hub, or are not those the card names.
+    CheckpointError
+        Files or tensors are missing, or left over.
+    """
+    text = str(model)
+    looks_like_path = isinstance(model, PathLike) or text.startswith((".", "/", "~"))
+    found: Adapter | None = registry.find(adapter)[0] if adapter is not None else None
+    if not looks_like_path:
+        try:
+            named, card = registry.find(text)
+        except UnknownModelError:
+            if not Path(text).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", text):
+                raise
+        else:
+            return _finish(named, _from_card(named, card, revision, weights, options), device)
+    if Path(text).expanduser().is_dir():
+        checkpoint = Checkpoint(Path(text).expanduser(), weights_file=weights, options=options)
+    elif looks_like_path:
+        raise UnknownModelError(f"there is no folder {text}.", "Give a folder with the model's files, or a name from `scfm models`.")
+    else:
+        folder = hub.download(text, None, revision=revision)
+        checkpoint = Checkpoint(folder, weights_file=weights, revision=hub.resolved_revision(folder), options=options)
+        checkpoint.card = next((card for card in registry.cards() if card.weights.repo == text), None)
+    return _finish(found or registry.recognize(checkpoint), checkpoint, device, source=text)
+
+
+def _from_card(adapter: Adapter, card: ModelCard | None, revision: str | None, weights: str | None, options: dict[str, Any]) -> Checkpoint:
+    if card is None:
+        raise UnknownModelError(f"the adapter {adapter.family!r} has no card.", "Load a folder: scfm.load('./folder').")
+    where = card.weights
+    if where.package_data is not None:
+        return Checkpoint(adapter.folder / where.package_data, card=card, weights_file=weights, options=options)
+    if where.repo is None:
+        raise DownloadError(
+            f"the weights of {card.name} are on no hub repository. {where.elsewhere or ''}".strip(),
+            "Download them by hand and load the folder: scfm.load('./folder').",
+        )
+    pinned = revision is None or revision == where.revision
+    files = [hub.RemoteFile(name, where.digest(name) if pinned else None) for name in where.files]
+    folder = hub.download(where.repo, files or None, revision=revision or where.revision)
+    return Checkpoint(folder, card=card, weights_file=weights, revision=hub.resolved_revision(folder), options=options)
+
+
+def _finish(adapter: Adapter, checkpoint: Checkpoint, device: str, source: str | None = None) -> CellEncoder:
+    cls = adapter.load_class()
+    unknown = sorted(set(checkpoint.options) - cls.load_options)
+    if unknown:
+        raise InputError(f"{adapter.family} has no load option {listing(unknown)}.", f"It has {listing(sorted(cls.load_options)) or 'none'}.")
+    encoder = cls.restore(checkpoint) if checkpoint.saved_by is not None else cls.from_checkpoint(checkpoint)
+    if not encoder.origin:
+        encoder.origin = _origin(checkpoint, source)
+    if encoder.card.restricted:
+        warnings.warn(f"{encoder.name}: {encoder.card.restricted}", LicenceWarning, stacklevel=3)
+    return encoder.to(device)
+
+
+def _origin(checkpoint: Checkpoint, source: str | None) -> dict[str, str]:
+    card = checkpoint.card
+    origin = {"source": source or (card.weights.repo if card and card.weights.repo else "package")}
+    if checkpoint.revision is not None:
+        origin["revision"] = checkpoint.revision
+    if "tensors" in vars(checkpoint):  # read from a file
+        origin["weights_sha256"] = hub.sha256(checkpoint.weights_path)
+    return origin

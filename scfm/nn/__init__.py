@@ -1,0 +1,9 @@
+"""Network blocks shared by the adapters: plain Linears that adapters (LoRA) and hooks can reach, in train and eval alike."""
+
+from scfm.nn.attention import SelfAttention
+from scfm.nn.embeddings import NormedEmbedding, ValueMLP, over_distinct
+from scfm.nn.heads import MLPClassifier
+from scfm.nn.norms import DomainNorm
+from scfm.nn.stack import TransformerLayer, TransformerStack
+
+__all__ = ["DomainNorm", "MLPClassifier", "NormedEmbedding", "SelfAttention", "TransformerLayer", "TransformerStack", "ValueMLP", "over_distinct"]

@@ -1,0 +1,68 @@
+"""Multi-head self-attention on `scaled_dot_product_attention`, with the weights on request."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["SelfAttention"]
+
+
+class SelfAttention(nn.Module):
+    """softmax(q kᵀ / sqrt(d_head)) v with separate q, k, v, o projections.
+
+    Not `nn.MultiheadAttention`: its fused eval path reads raw weights, so that LoRA on it is silently ignored.
+    """
+
+    def __init__(self, dim: int, heads: int, *, bias: bool = True) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"dim {dim} is not a multiple of heads {heads}")
+        self.heads = heads
+        self.q = nn.Linear(dim, dim, bias=bias)
+        self.k = nn.Linear(dim, dim, bias=bias)
+        self.v = nn.Linear(dim, dim, bias=bias)
+        self.o = nn.Linear(dim, dim, bias=bias)
+
+    def forward(self, x: Tensor, pad: Tensor | None = None, *, rows: int | None = None, weights: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Attend.
+
+        Parameters
+        ----------
+        x
+            (b, t, dim).
+        pad
+            (b, t) bool, True at keys nobody may attend to.
+        rows
+            Compute only the first `rows` queries.
+        weights
+            Also return the attention probabilities.
+
+        Returns
+        -------
+        out
+            (b, rows or t, dim).
+        weights
+            (b, heads, rows or t, t), or None.
+        """
+        q = self._split(self.q(x if rows is None else x[:, :rows]))  # (b, h, r, d)
+        k, v = self._split(self.k(x)), self._split(self.v(x))  # (b, h, t, d)
+        probabilities = None
+        if weights:
+            scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+            if pad is not None:
+                scores = scores.masked_fill(pad[:, None, None, :], float("-inf"))
+            probabilities = scores.softmax(dim=-1)
+            out = probabilities @ v
+        else:
+            mask = None if pad is None else ~pad[:, None, None, :]
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.o(out.transpose(1, 2).flatten(2)), probabilities
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Raw q kᵀ, unscaled and before softmax (b, heads, t, t): what scGPT's attention tutorial ranks."""
+        return self._split(self.q(x)) @ self._split(self.k(x)).transpose(-1, -2)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+

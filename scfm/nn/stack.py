@@ -1,0 +1,102 @@
+"""Transformer layers: post- or pre-norm, ReLU or GELU, with early stop and partial last layer."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scfm.nn.attention import SelfAttention
+
+__all__ = ["StackOutput", "TransformerLayer", "TransformerStack"]
+
+
+@dataclass
+class StackOutput:
+    """States after the last computed layer, and the attention of the layers that were asked for."""
+
+    states: Tensor
+    attention: dict[int, Tensor] = field(default_factory=dict)
+
+
+class TransformerLayer(nn.Module):
+    """One transformer layer.
+
+    post-norm: ``x = norm1(x + attention(x)); x = norm2(x + ff2(act(ff1(x))))``;
+    pre-norm: ``x = x + attention(norm1(x)); x = x + ff2(act(ff1(norm2(x))))``.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        hidden: int,
+        *,
+        activation: Literal["relu", "gelu"] = "relu",
+        norm: Literal["post", "pre"] = "post",
+        dropout: float = 0.0,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.attention = SelfAttention(dim, heads)
+        self.ff1 = nn.Linear(dim, hidden)
+        self.ff2 = nn.Linear(hidden, dim)
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.dropout = nn.Dropout(dropout)
+        self.activation = F.relu if activation == "relu" else F.gelu
+        self.pre_norm = norm == "pre"
+
+    def forward(self, x: Tensor, pad: Tensor | None = None, *, rows: int | None = None, weights: bool = False) -> tuple[Tensor, Tensor | None]:
+        """States (b, rows or t, dim) and, on request, attention (b, heads, rows or t, t)."""
+        attended, probabilities = self.attention(self.norm1(x) if self.pre_norm else x, pad, rows=rows, weights=weights)
+        x = (x if rows is None else x[:, :rows]) + self.dropout(attended)
+        if self.pre_norm:
+            return x + self.dropout(self._feed_forward(self.norm2(x))), probabilities
+        x = self.norm1(x)
+        return self.norm2(x + self.dropout(self._feed_forward(x))), probabilities
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self.ff2(self.dropout(self.activation(self.ff1(x))))
+
+
+class TransformerStack(nn.ModuleList):
+    """Layers one after another."""
+
+    def run(
+        self,
+        x: Tensor,
+        pad: Tensor | None = None,
+        *,
+        layers: int | None = None,
+        rows: int | None = None,
+        attention: Collection[int] = (),
+    ) -> StackOutput:
+        """States after some layers.
+
+        Parameters
+        ----------
+        x
+            (b, t, dim).
+        pad
+            (b, t) bool, True at padding.
+        layers
+            How many layers to run; all by default.
+        rows
+            Positions needed of the last of them: its other rows are not computed.
+        attention
+            Numbers of the layers whose attention is returned.
+        """
+        count = len(self) if layers is None else layers
+        kept: dict[int, Tensor] = {}
+        for i, layer in enumerate(self):
+            if i >= count:
+                break
+            last = rows if i == count - 1 else None
+            x, probabilities = layer(x, pad, rows=last, weights=i in attention)
+            if probabilities is not None:
+                kept[i] = probabilities
+        return StackOutput(x if rows is None else x[:, :rows], kept)

@@ -1,0 +1,7 @@
+"""Blocks of cells -> tokens, vectorised over the block."""
+
+from scfm.tokenizers.base import Batch, Tokenizer, Tokens
+from scfm.tokenizers.bins import BinTokenizer
+from scfm.tokenizers.continuous import ContinuousTokenizer
+
+__all__ = ["Batch", "BinTokenizer", "ContinuousTokenizer", "Tokenizer", "Tokens"]

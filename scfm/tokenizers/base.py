@@ -1,0 +1,205 @@
+"""Tokens of many cells as flat arrays with row offsets, and batches made of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scfm.cells import Block
+from scfm.genes import Vocabulary
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+__all__ = ["Batch", "Tokenizer", "Tokens", "known_entries", "prepend", "ragged_positions"]
+
+
+@dataclass
+class Batch:
+    """Padded tensors of a few cells.
+
+    Parameters
+    ----------
+    fields
+        Per-token tensors (b, t), e.g. "ids" int64 and "values" float32.
+    cells
+        Per-cell tensors (b, ...), e.g. a batch label.
+    pad
+        (b, t) bool, True at padding; None when no cell is padded.
+    """
+
+    fields: dict[str, Tensor]
+    cells: dict[str, Tensor]
+    pad: Tensor | None
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.fields[name]
+
+    def __len__(self) -> int:
+        return next(iter({**self.fields, **self.cells}.values())).shape[0]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on a device."""
+
+        def move(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+
+        return Batch(move(self.fields), move(self.cells), None if self.pad is None else self.pad.to(device))
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens of n cells.
+
+    Parameters
+    ----------
+    fields
+        Name -> per-token array (n_tokens, ...) of all cells behind one another.
+    offsets
+        Where each cell begins (n_cells + 1,) int64.
+    expressed
+        Features of each cell known to the model and not zero, before any truncation (n_cells,) int64.
+    padding
+        Name -> value that pads this field.
+    cells
+        Name -> per-cell array (n_cells, ...).
+    """
+
+    fields: Mapping[str, np.ndarray]
+    offsets: np.ndarray
+    expressed: np.ndarray
+    padding: Mapping[str, float] = field(default_factory=dict)
+    cells: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each cell (n_cells,) int64."""
+        return np.diff(self.offsets)
+
+    def cell(self, row: int) -> dict[str, np.ndarray]:
+        """The fields of one cell."""
+        return {name: array[self.offsets[row] : self.offsets[row + 1]] for name, array in self.fields.items()}
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return (self.cell(row) for row in range(len(self)))
+
+    def padded(self, name: str, length: int | None = None) -> np.ndarray:
+        """One field of all cells as a padded array (n_cells, length)."""
+        lengths = self.lengths
+        width = int(lengths.max(initial=0)) if length is None else length
+        array = self.fields[name]
+        out = np.full((len(self), width, *array.shape[1:]), self.padding.get(name, 0), dtype=array.dtype)
+        out[np.arange(width) < lengths[:, None]] = array
+        return out
+
+    def select(self, rows: np.ndarray) -> Tokens:
+        """The tokens of some cells, in the order given."""
+        lengths = self.lengths[rows]
+        positions = ragged_positions(self.offsets[rows], lengths)
+        return Tokens(
+            fields={name: array[positions] for name, array in self.fields.items()},
+            offsets=np.concatenate([[0], np.cumsum(lengths)]),
+            expressed=self.expressed[rows],
+            padding=self.padding,
+            cells={name: array[rows] for name, array in self.cells.items()},
+        )
+
+    def collate(self, rows: Sequence[int] | np.ndarray) -> Batch:
+        """A padded batch of some cells, in the order given."""
+        import torch
+
+        rows = np.asarray(rows, dtype=np.int64)
+        lengths = self.lengths[rows]
+        width = int(lengths.max(initial=0))
+        positions = ragged_positions(self.offsets[rows], lengths)
+        full = bool((lengths == width).all())
+        real = None if full else np.arange(width) < lengths[:, None]
+        fields = {}
+        for name, array in self.fields.items():
+            if real is None:
+                dense = array[positions].reshape(len(rows), width, *array.shape[1:])
+            else:
+                dense = np.full((len(rows), width, *array.shape[1:]), self.padding.get(name, 0), dtype=array.dtype)
+                dense[real] = array[positions]
+            tensor = torch.from_numpy(dense)
+            fields[name] = tensor if tensor.is_floating_point() else tensor.long()
+        cells = {name: torch.from_numpy(np.ascontiguousarray(array[rows])) for name, array in self.cells.items()}
+        return Batch(fields, cells, None if real is None else torch.from_numpy(~real))
+
+
+class Tokenizer(ABC):
+    """How a cell becomes tokens.
+
+    A tokenizer holds settings only. `stream` gives a function over blocks, so that randomness, where the authors have it, lives in
+    one run and never in the tokenizer or the process.
+    """
+
+    vocabulary: Vocabulary
+    context: int
+    """Most tokens of a cell, special ones included."""
+    sequential: bool = False
+    """Blocks must be tokenized in order (an upstream random stream is reproduced)."""
+
+    def stream(self, seed: int = 0) -> _Stream:
+        """A function block -> Tokens for one run over a data set."""
+        return lambda block: self.tokenize(block, seed)
+
+    @abstractmethod
+    def tokenize(self, block: Block, seed: int = 0) -> Tokens:
+        """Tokens of a block; a cell's depend on the cell, the settings and the seed alone."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Plain values that, with the vocabulary, rebuild the tokenizer: for `save` and provenance."""
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    _Stream = Callable[[Block], Tokens]
+
+
+def ragged_positions(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Positions starts[i] .. starts[i] + lengths[i] - 1 of every row, behind one another (sum(lengths),) int64."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
+
+
+def known_entries(block: Block) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Expressed features known to the model.
+
+    Returns
+    -------
+    tokens, values, columns
+        (n_entries,) int32 token ids, float values and column numbers, cells behind one another, column order within a cell.
+    offsets
+        (n_cells + 1,) int64.
+    """
+    matrix = block.matrix
+    tokens = block.alignment.tokens.astype(np.int32)[matrix.indices]
+    known = tokens >= 0
+    if known.all():
+        return tokens, matrix.data, matrix.indices, matrix.indptr.astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum(known, dtype=np.int64)])[matrix.indptr]
+    return tokens[known], matrix.data[known], matrix.indices[known], offsets
+
+
+def prepend(array: np.ndarray, offsets: np.ndarray, value: float) -> np.ndarray:
+    """One more entry in front of every row of a ragged array (n_entries,) -> (n_entries + n_rows,)."""
+    n = len(offsets) - 1
+    out = np.empty(len(array) + n, dtype=array.dtype)
+    first = offsets[:-1] + np.arange(n)
+    body = np.ones(len(out), dtype=bool)
+    body[first] = False
+    out[first] = value
+    out[body] = array
+    return out
