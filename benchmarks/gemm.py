@@ -50,7 +50,7 @@ def gemm_gflops(threads: int) -> float:
 
 
 def workers_gflops(workers: int) -> float:
-    """Best window of `workers` Python threads that multiply at the same time, each on one thread: the sum of their rates."""
+    """Best window of `workers` Python threads multiplying at the same time, one core each: sum of their rates."""
     together = Barrier(workers)
 
     def work(_: int) -> list[float]:

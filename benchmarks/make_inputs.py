@@ -2,8 +2,8 @@
 
     python benchmarks/make_inputs.py --shared ../shared --out /tmp/scfm-bench --cells 64 8192
 
-writes OUT/checkpoint/{args.json, vocab.json, best_model.pt} (the authors' format, layout A) and, for each N, OUT/cells_N.h5ad
-(float32 counts, gene symbols as var index).
+writes OUT/checkpoint/{args.json, vocab.json, best_model.pt} in the authors' format (layout A) and, for each N,
+OUT/cells_N.h5ad (float32 counts, gene symbols as var index).
 Speed, and equality of two implementations, do not depend on what the weights were trained on.
 """
 
@@ -123,13 +123,14 @@ def real_cells(shared: Path) -> ad.AnnData:
     }
     cells = ad.concat(studies, join="outer", fill_value=0, label="study")
     counts = sp.csr_matrix(cells.X, dtype=np.float32)
+    counts.sort_indices()  # as in a file from a pipeline; joining on the union of genes leaves them out of order
     detected = counts.getnnz(axis=1)
     kept = (detected >= FEWEST_GENES) & (detected <= MOST_GENES)
     return ad.AnnData(counts[kept], obs=cells.obs.loc[kept, ["study"]], var=cells.var[[]])
 
 
 def sample_cells(cells: ad.AnnData, n: int, seed: int) -> ad.AnnData:
-    """`n` different cells in random order; more than there are: draws with replacement, thinned to 80-100 % of the counts."""
+    """`n` different cells in random order; past all: draws with replacement, thinned to 80-100 % of them."""
     rng = np.random.default_rng(seed)
     if n <= cells.n_obs:
         return cells[rng.permutation(cells.n_obs)[:n]].copy()

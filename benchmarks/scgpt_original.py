@@ -1,10 +1,10 @@
 """Time the original scGPT (`scgpt` 0.2.4 from the index) on the CPU. Runs in its own environment: see README.md.
 
-What is timed is the authors' code as installed: `scgpt.tasks.embed_data` with its data set, collator, binning and model.
+What is timed is the authors' code as installed: `scgpt.tasks.embed_data`, its data set, collator, binning and model.
 Three of its imports are replaced by stand-ins (`install_stand_ins`); of these only the vocabulary look-up is timed.
 
-Prints one JSON line: cells, seconds and cpu_seconds (model loading included, imports and reading the h5ad left out), the
-same two `_without_loading`, peak_rss_mb, torch.
+Prints one JSON line: cells, seconds and cpu_seconds (model loading included, imports and reading the h5ad left out),
+the same two `_without_loading` (embed), peak_rss_mb, torch.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def peak_rss_mb() -> float:
 class StandInVocab:
     """The part of `torchtext.vocab.Vocab` that scgpt calls, on a dict.
 
-    torchtext's last release does not import with torch 2.13. A dict look-up costs no more than torchtext's call into C++,
-    so the original is not slowed down by it.
+    torchtext's last release does not import with torch 2.13. A dict look-up costs no more than torchtext's call into
+    C++, so the original is not slowed down by it.
     """
 
     def __init__(self, tokens: list[str]) -> None:
@@ -129,7 +129,7 @@ def in_process(cell_emb: types.ModuleType) -> None:
     """Make the original tokenise in the main process instead of in DataLoader workers.
 
     Bins of tied counts are drawn from numpy's global stream. In workers that stream is seeded per worker, so only an
-    in-process run can be compared number by number. For that and for timing the tokeniser, never for timing the embedding.
+    in-process run can be compared number by number. Also for timing the tokeniser, never for timing the embedding.
     """
     loader = cell_emb.DataLoader
     cell_emb.DataLoader = lambda *args, **kwargs: loader(*args, **{**kwargs, "num_workers": 0, "pin_memory": False})

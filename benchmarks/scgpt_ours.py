@@ -18,11 +18,12 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     adata = anndata.read_h5ad(args.data)[: args.first].copy()
     watch = Stopwatch()
-    encoder = scfm.load(args.checkpoint)
+    encoder = scfm.load(args.checkpoint, device="cpu")
     loaded = Stopwatch()
     embeddings = None
     if args.task == "embed":
-        embeddings = encoder.embed(adata, ties="upstream", seed=args.seed)  # ties drawn as the original draws them
+        upstream = encoder.with_options(ties="upstream")  # ties drawn as the original draws them
+        embeddings = upstream.embed(adata, seed=args.seed)
         measured = watch.read() | {f"{name}_without_loading": value for name, value in loaded.read().items()}
     else:
         for _ in encoder.tokenize(adata):

@@ -1,9 +1,10 @@
-"""Compare scfm's scGPT with the original: speed, memory, equality. Runs in scfm's environment, starts both as subprocesses.
+"""Compare scfm's scGPT with the original: speed, memory, equality. Runs in scfm's environment.
 
     python benchmarks/scgpt_speed.py --inputs /tmp/scfm-bench --original-python /work/venvs/orig/bin/python
 
-The two run by turns (original, ours, original, ours ...), so that a busy machine disturbs both. Writes results/scgpt.json,
-with every single run, and results/scgpt.md, the table. README.md tells how to make the inputs and the original's environment.
+Both are subprocesses that run by turns (original, ours, original, ours ...), so that a busy machine disturbs both.
+Writes results/scgpt.json, with every single run, and results/scgpt.md, the table. README.md tells how to make the
+inputs and the original's environment.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import datetime
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import anndata as ad
@@ -44,19 +47,33 @@ def useful_flops(tokens: np.ndarray, checkpoint: Path) -> float:
     return float(config["nlayers"] * (2 * length * (4 * d * d + 2 * d * f) + 4 * d * length**2).sum())
 
 
+def machine_cpu_seconds() -> float:
+    """CPU seconds that all processes of the machine have used since it started, time stolen by the host included."""
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def children_cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def run(python: Path, script: str, *arguments: object) -> dict:
-    """One subprocess; returns the JSON line it printed last."""
+    """One subprocess; returns the JSON line it printed last, and `busy_elsewhere`: cores that others kept busy."""
     command = [str(python), str(HERE / script), *map(str, arguments)]
+    start, everyone, own = time.perf_counter(), machine_cpu_seconds(), children_cpu_seconds()
     done = subprocess.run(command, capture_output=True, text=True)
+    others = (machine_cpu_seconds() - everyone) - (children_cpu_seconds() - own)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\nfailed ({done.returncode}):\n{done.stderr[-3000:]}")
     result = json.loads(done.stdout.splitlines()[-1])
+    result["busy_elsewhere"] = round(max(0.0, others) / (time.perf_counter() - start), 2)
     print(f"{script}: {result}", flush=True)
     return result
 
 
 def measure(args: argparse.Namespace) -> dict:
-    """All runs: `gemm`, `embed` and `tokenize` with one entry a round (the latter two `original` and `ours`), and `equality`."""
+    """All runs: `gemm`, and `embed` and `tokenize` for `original` and `ours`, one entry a round; then `equality`."""
     checkpoint = args.inputs / "checkpoint"
     cells, many_cells = (args.inputs / f"cells_{n}.h5ad" for n in (args.cells, args.tokenize_cells))
 
@@ -68,9 +85,7 @@ def measure(args: argparse.Namespace) -> dict:
 
     rounds = {"gemm": [], "embed": [], "tokenize": []}
     for _ in range(args.rounds):
-        load = os.getloadavg()[0]
-        limit = {"threads": gemm_gflops(args.threads), "workers": workers_gflops(args.threads), "load_before": load}
-        rounds["gemm"].append(limit)
+        rounds["gemm"].append({"threads": gemm_gflops(args.threads), "workers": workers_gflops(args.threads)})
         rounds["tokenize"].append(both("--task", "tokenize", "--data", many_cells, "--threads", 1))
         rounds["embed"].append(both("--task", "embed", "--data", cells, "--threads", args.threads))
     return rounds | {"equality": equality(args, checkpoint, cells)}
@@ -109,7 +124,7 @@ def equality(args: argparse.Namespace, checkpoint: Path, cells: Path) -> dict:
 
 
 def summarize(measured: dict, flops: float) -> dict:
-    """Rates over all rounds together. The limit is the best GEMM rate of any round, of all threads together or by workers."""
+    """Rates over all rounds together. The limit is the best GEMM rate of any round, threads together or apart."""
     limit = max(max(entry["threads"], entry["workers"]) for entry in measured["gemm"])
     summary = {"gemm_gflops": limit, "gflop_a_cell": flops / measured["embed"][0]["original"]["cells"] / 1e9}
     for task in ("embed", "tokenize"):
@@ -129,8 +144,10 @@ def summarize(measured: dict, flops: float) -> dict:
                 achieved = figures["cells_a_second_without_loading"] * summary["gflop_a_cell"]
                 figures["fraction_of_gemm"] = achieved / limit
             summary[f"{task}/{side}"] = figures
-        by_round = [entry["original"]["seconds"] / entry["ours"]["seconds"] for entry in measured[task]]
-        summary[f"{task}/speedup_by_round"] = by_round
+        summary[f"{task}/by_round"] = [
+            {key: entry["original"][key] / entry["ours"][key] for key in ("seconds", "cpu_seconds")}
+            for entry in measured[task]
+        ]
     return summary
 
 
@@ -180,8 +197,15 @@ def table(result: dict) -> str:
         original, ours = (summary[f"{task}/{side}"][key] for side in ("original", "ours"))
         lines.append(f"| {title} | {form.format(original)} | {form.format(ours)} | {ours / original:.2f} |")
     for task in ("embed", "tokenize"):
-        ratios = summary[f"{task}/speedup_by_round"]
-        lines += ["", f"Speed-up of {task} by round: {', '.join(f'{ratio:.2f}' for ratio in ratios)}."]
+        wall, cpu = (
+            ", ".join(f"{r[key]:.2f}" for r in summary[f"{task}/by_round"]) for key in ("seconds", "cpu_seconds")
+        )
+        runs = [entry[side] for entry in result["measured"][task] for side in ("original", "ours")]
+        busiest = max(run["busy_elsewhere"] for run in runs)
+        lines += [
+            "",
+            f"{task}: ratio by round {wall} (wall clock), {cpu} (CPU time); others used {busiest} cores at most.",
+        ]
     left_out = f" ({equal['left_out']} longer than the context left out)" if equal["left_out"] else ""
     lines += [
         "",

@@ -27,7 +27,9 @@ def _stacked(encoded: Encoded, row: int, length: int, layers: Sequence[int], hea
     return (weights if heads is None else weights[:, list(heads)]).numpy()
 
 
-def cell_attention(batches: _Batches, vocabulary: Vocabulary, layers: Sequence[int], heads: Sequence[int] | None) -> list[CellAttention]:
+def cell_attention(
+    batches: _Batches, vocabulary: Vocabulary, layers: Sequence[int], heads: Sequence[int] | None
+) -> list[CellAttention]:
     """Each cell's own attention, in the order of the data."""
     names = np.array(vocabulary.tokens, dtype=object)
     found = {}
@@ -38,7 +40,9 @@ def cell_attention(batches: _Batches, vocabulary: Vocabulary, layers: Sequence[i
     return [found[cell] for cell in sorted(found)]
 
 
-def mean_attention(batches: _Batches, vocabulary: Vocabulary, layers: Sequence[int], heads: Sequence[int] | None) -> pd.DataFrame:
+def mean_attention(
+    batches: _Batches, vocabulary: Vocabulary, layers: Sequence[int], heads: Sequence[int] | None
+) -> pd.DataFrame:
     """Attention averaged over layers, heads and the cells in which both genes have tokens."""
     import pandas as pd
 

@@ -20,7 +20,17 @@ if TYPE_CHECKING:
 
     from scfm.genes import Alignment
 
-__all__ = ["BLOCK_ROWS", "Block", "Data", "Source", "Values", "check_values", "describe_values", "open_sources", "sample_rows"]
+__all__ = [
+    "BLOCK_ROWS",
+    "Block",
+    "Data",
+    "Source",
+    "Values",
+    "check_values",
+    "describe_values",
+    "open_sources",
+    "sample_rows",
+]
 
 Values: TypeAlias = Literal["counts", "lognorm", "any"]
 Data: TypeAlias = "AnnData | str | PathLike[str] | Sequence[AnnData | str | PathLike[str]]"
@@ -99,7 +109,10 @@ class Source:
             import zarr
 
             return zarr.open_group(path, mode="r")
-        raise InputError(f"{path} is neither .h5ad nor .zarr.", "Convert it with anndata, e.g. anndata.io.read_mtx(...).write_h5ad(...).")
+        raise InputError(
+            f"{path} is neither .h5ad nor .zarr.",
+            "Convert it with anndata, e.g. anndata.io.read_mtx(...).write_h5ad(...).",
+        )
 
     def close(self) -> None:
         """Close the file, if one was opened."""
@@ -111,7 +124,11 @@ class Source:
     @property
     def name(self) -> str:
         """How messages call the matrix, e.g. ``adata.layers['counts']``."""
-        return f"{self.label}.X" if self.layer is None else (f"{self.label}.raw.X" if self._is_raw else f"{self.label}.layers[{self.layer!r}]")
+        return (
+            f"{self.label}.X"
+            if self.layer is None
+            else (f"{self.label}.raw.X" if self._is_raw else f"{self.label}.layers[{self.layer!r}]")
+        )
 
     @cached_property
     def layers(self) -> list[str]:
@@ -170,7 +187,9 @@ class Source:
 
             key = "X" if self.layer is None else ("raw/X" if self._is_raw else f"layers/{self.layer}")
             if key not in self._group:
-                raise InputError(f"{self.label} has no {key}.", f"Pass layer=; it has {listing(self.layers) or 'none'}.")
+                raise InputError(
+                    f"{self.label} has no {key}.", f"Pass layer=; it has {listing(self.layers) or 'none'}."
+                )
             element = self._group[key]
             matrix = sparse_dataset(element) if "indptr" in getattr(element, "keys", list)() else element
         if matrix is None:
@@ -204,7 +223,7 @@ def open_sources(data: Data, layer: str | None = None) -> list[Source]:
         if not data:
             raise InputError("the list of data sets is empty.", "Give at least one AnnData or path.")
         return [Source(item, layer) for item in data]
-    return [Source(data, layer)]  # type: ignore[arg-type]
+    return [Source(data, layer)]
 
 
 def sample_rows(source: Source, blocks: int = 4, rows: int = BLOCK_ROWS) -> sparse.csr_matrix:
@@ -239,7 +258,9 @@ _WORDS = {
 _WANTED = {"counts": "raw counts", "lognorm": "log1p of counts per 10,000"}
 
 
-def check_values(matrix: sparse.csr_matrix, expected: Values, source: Source, rows: slice | np.ndarray, model: str) -> None:
+def check_values(
+    matrix: sparse.csr_matrix, expected: Values, source: Source, rows: slice | np.ndarray, model: str
+) -> None:
     """Refuse a matrix that does not hold the expected values.
 
     Raises

@@ -14,8 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scfm import hub
 from scfm.errors import CheckpointError, listing
+from scfm.tensors import read_tensors, read_values
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -95,6 +95,8 @@ class Checkpoint:
     card: ModelCard | None = None
     weights_file: str | None = None
     revision: str | None = None
+    inner: str | None = None
+    """Where the tensors are in a nested file, e.g. "cell.state_dict"; set it before reading `tensors`."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Choices an adapter offers at load time (`scfm.load(..., key=value)`); the adapter refuses unknown ones."""
 
@@ -148,7 +150,12 @@ class Checkpoint:
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of the weights file, by the authors' names."""
-        return hub.read_tensors(self.weights_path)
+        return read_tensors(self.weights_path, self.inner)
+
+    @cached_property
+    def values(self) -> Any:
+        """What the weights file holds beside tensors (settings, label lists); tensors are None."""
+        return read_values(self.weights_path)
 
     def keys(self, strip: Sequence[str] = ()) -> set[str]:
         """Names of the tensors, without the prefixes in `strip`; empty when the folder has no single weights file."""
@@ -207,9 +214,13 @@ class Checkpoint:
         ]
         problems = []
         if misfits:
-            problems.append(f"{len(misfits)} tensors have another shape than the configuration states: {listing(misfits)}")
+            problems.append(
+                f"{len(misfits)} tensors have another shape than the configuration states: {listing(misfits)}"
+            )
         if unknown:
-            problems.append(f"{len(unknown)} tensors belong to no parameter of {type(network).__name__}: {listing(unknown)}")
+            problems.append(
+                f"{len(unknown)} tensors belong to no parameter of {type(network).__name__}: {listing(unknown)}"
+            )
         if missing and not misfits:
             problems.append(f"{len(missing)} parameters have no tensor in the file: {listing(missing)}")
         if problems:

@@ -118,7 +118,7 @@ class Network(nn.Module, ABC):
     """Names of further outputs this network can give."""
 
     @abstractmethod
-    def forward(self, batch: Batch, request: Request = Request()) -> Encoded:  # noqa: B008 - frozen
+    def forward(self, batch: Batch, request: Request = Request()) -> Encoded:
         """Compute what `request` asks for, and nothing else."""
 
 
@@ -165,7 +165,13 @@ class CellEncoder(ABC):
     """Names that `scfm.load(..., name=value)` accepts for this adapter."""
 
     def __init__(
-        self, *, config: Any, network: Network, tokenizer: Tokenizer, card: ModelCard, origin: Mapping[str, str] | None = None
+        self,
+        *,
+        config: Any,
+        network: Network,
+        tokenizer: Tokenizer,
+        card: ModelCard,
+        origin: Mapping[str, str] | None = None,
     ) -> None:
         self.config = config
         self.network = network.eval()
@@ -233,7 +239,9 @@ class CellEncoder(ABC):
         known = {f.name for f in fields(self.tokenizer) if f.init} - {"vocabulary"}  # type: ignore[arg-type]
         unknown = sorted(set(options) - known)
         if unknown:
-            raise InputError(f"{self.name} has no tokenizer option {listing(unknown)}.", f"It has {listing(sorted(known), 20)}.")
+            raise InputError(
+                f"{self.name} has no tokenizer option {listing(unknown)}.", f"It has {listing(sorted(known), 20)}."
+            )
         other = copy(self)
         other.tokenizer = replace(self.tokenizer, **options)  # type: ignore[type-var]
         return other
@@ -345,7 +353,9 @@ class CellEncoder(ABC):
         """Tokens of the cells, block by block; the arguments are those of `embed`."""
         from scfm.inference import read, tokenized
 
-        for block in tokenized(self, read(self, data, layer=layer, gene_column=gene_column, map_genes=map_genes, values=values), seed):
+        for block in tokenized(
+            self, read(self, data, layer=layer, gene_column=gene_column, map_genes=map_genes, values=values), seed
+        ):
             yield block.tokens
 
     def encode(
@@ -387,14 +397,16 @@ class CellEncoder(ABC):
         unknown = sorted(wanted - {"cells", "tokens", "attention"} - self.network.heads)
         if unknown:
             heads = listing(sorted(self.network.heads)) or "no heads"
-            raise CapabilityError(f"{self.name} has no output {listing(unknown)}; it has cells, tokens, attention and {heads}.")
+            raise CapabilityError(
+                f"{self.name} has no output {listing(unknown)}; it has cells, tokens, attention and {heads}."
+            )
         if "attention" in wanted:
             self.require(Capability.ATTENTION)
-        request = Request(
-            wanted, hidden_layer, pooling, None if attention_layers is None else tuple(attention_layers)
-        )
+        request = Request(wanted, hidden_layer, pooling, None if attention_layers is None else tuple(attention_layers))
         reading = read(self, data, layer=layer, gene_column=gene_column, map_genes=map_genes, values=values)
-        for result in encode(self, reading, request, batch_size=batch_size, precision=precision, progress=progress, seed=seed):
+        for result in encode(
+            self, reading, request, batch_size=batch_size, precision=precision, progress=progress, seed=seed
+        ):
             for rows, encoded in result.batches:
                 yield result.start + rows, result.tokens.select(rows), encoded
 
@@ -484,7 +496,9 @@ class CellEncoder(ABC):
         from scfm.registry import adapters
 
         able = [name for name, a in adapters().items() if capability in a.load_class().capabilities]
-        return CapabilityError(f"{self.name} has no {capability.value}.", f"Encoders that have it: {listing(able) or 'none installed'}.")
+        return CapabilityError(
+            f"{self.name} has no {capability.value}.", f"Encoders that have it: {listing(able) or 'none installed'}."
+        )
 
     # Saving
 
@@ -494,7 +508,9 @@ class CellEncoder(ABC):
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in self.network.state_dict().items()}, folder / WEIGHTS)
+        save_file(
+            {k: v.detach().cpu().contiguous().clone() for k, v in self.network.state_dict().items()}, folder / WEIGHTS
+        )
         self.vocabulary.save(folder / "vocabulary.json")
         content = {
             "adapter": self.card.family,

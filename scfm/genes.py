@@ -33,6 +33,9 @@ __all__ = [
     "to_symbols",
 ]
 
+TABLES = ("human", "mouse")
+"""Species with a shipped gene table."""
+
 MIN_SHARE = 0.5
 """Below this share of the counts (or, unread, of the features) matched, data are refused."""
 
@@ -78,7 +81,9 @@ class Vocabulary:
         """Token string -> id; with `fold_case`, upper-cased."""
         index = {(t.upper() if self.fold_case else t): i for i, t in enumerate(self.tokens)}
         if len(index) != len(self.tokens):
-            raise CheckpointError(f"the vocabulary repeats {len(self.tokens) - len(index)} of its {len(self.tokens)} tokens.")
+            raise CheckpointError(
+                f"the vocabulary repeats {len(self.tokens) - len(index)} of its {len(self.tokens)} tokens."
+            )
         return index
 
     @cached_property
@@ -110,7 +115,9 @@ class Vocabulary:
 
     def save(self, path: Path) -> None:
         """Write as JSON; numbers keep all their digits."""
-        content = asdict(self) | {"columns": {name: [None if np.isnan(v) else float(v) for v in c] for name, c in self.columns.items()}}
+        content = asdict(self) | {
+            "columns": {name: [None if np.isnan(v) else float(v) for v in c] for name, c in self.columns.items()}
+        }
         path.write_text(json.dumps(content), encoding="utf-8")
 
     @classmethod
@@ -199,7 +206,10 @@ def _feature_names(var: pd.DataFrame, gene_column: str | None) -> np.ndarray:
 def _better_column(var: pd.DataFrame, vocabulary: Vocabulary, matched: int) -> str | None:
     """The var column that matches more features than `matched`, if any."""
     best, best_column = matched, None
-    for column in ["index", *(c for c in var.columns if var[c].dtype == object or str(var[c].dtype) in ("category", "string", "str"))]:
+    for column in [
+        "index",
+        *(c for c in var.columns if var[c].dtype == object or str(var[c].dtype) in ("category", "string", "str")),
+    ]:
         count = int((vocabulary.lookup(_feature_names(var, column)) >= 0).sum())
         if count > best:
             best, best_column = count, column
@@ -213,8 +223,13 @@ def _mapped(names: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     if kind == vocabulary.ids or kind == "unknown":
         return bare
     species = species_of(bare).name or vocabulary.species[0]
+    if species not in TABLES:
+        return bare  # no table to map with; `align` refuses the species or the poor match
     convert = to_ensembl if vocabulary.ids == "ensembl" else to_symbols
-    return np.array([new if new is not None else old for new, old in zip(convert(bare, species=species), bare, strict=True)], dtype=object)
+    return np.array(
+        [new if new is not None else old for new, old in zip(convert(bare, species=species), bare, strict=True)],
+        dtype=object,
+    )
 
 
 def align(
@@ -279,12 +294,14 @@ def align(
     return Alignment(tokens=tokens, names=names, report=report)
 
 
-def _refuse_poor_match(report: GeneReport, names: np.ndarray, var: pd.DataFrame, vocabulary: Vocabulary, model: str) -> None:
+def _refuse_poor_match(
+    report: GeneReport, names: np.ndarray, var: pd.DataFrame, vocabulary: Vocabulary, model: str
+) -> None:
     species = species_of(names)
     if species.name is not None and species.name not in vocabulary.species:
         fix = (
             f"Convert first: adata = scfm.genes.to_orthologs(adata, source={species.name!r}, target={vocabulary.species[0]!r})."
-            if species.name in ("human", "mouse") and vocabulary.species[0] in ("human", "mouse")
+            if species.name in TABLES and vocabulary.species[0] in TABLES
             else f"Choose a model trained on {species.name}: `scfm models` lists species."
         )
         raise SpeciesError(

@@ -106,7 +106,12 @@ def read(
         check_values(sample, expected, source, slice(0, sample.shape[0]), encoder.name)
         totals = np.asarray(sample.sum(axis=0), dtype=np.float64).reshape(-1) if sample.nnz else None
         alignment = align(
-            source.var, encoder.vocabulary, model=encoder.name, gene_column=gene_column, map_genes=map_genes, totals=totals
+            source.var,
+            encoder.vocabulary,
+            model=encoder.name,
+            gene_column=gene_column,
+            map_genes=map_genes,
+            totals=totals,
         )
         parts.append(Part(source, alignment, start))
         start += source.shape[0]
@@ -235,9 +240,23 @@ def _progress(total: int, shown: bool | None, title: str) -> Iterator[Any]:
         yield lambda n: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("cells"), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("cells"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=total)
         yield lambda n: bar.advance(task, n)
@@ -290,7 +309,9 @@ def encode(
             plan = [rows[batch] for batch in plan_batches(tokens.lengths[rows], budget=budget, most_cells=most)]
             futures = [pool.submit(step, tokens, batch) for batch in plan]
             try:
-                batches = [(batch, _finished(future, advance, len(batch))) for batch, future in zip(plan, futures, strict=True)]
+                batches = [
+                    (batch, _finished(future, advance, len(batch))) for batch, future in zip(plan, futures, strict=True)
+                ]
             except BaseException:
                 for future in futures:
                     future.cancel()
@@ -330,9 +351,15 @@ def embed(
 ) -> np.ndarray:
     """Cell embeddings of all cells; the arguments are explained at `CellEncoder.embed`."""
     if request.pooling is not None and request.pooling not in encoder.poolings:
-        raise InputError(f"pooling={request.pooling!r} is not offered by {encoder.name}.", f"It offers {listing(encoder.poolings) or 'one way only'}.")
+        raise InputError(
+            f"pooling={request.pooling!r} is not offered by {encoder.name}.",
+            f"It offers {listing(encoder.poolings) or 'one way only'}.",
+        )
     if request.hidden_layer is not None and not 0 <= request.hidden_layer <= encoder.network.depth:
-        raise InputError(f"hidden_layer={request.hidden_layer}; {encoder.name} has {encoder.network.depth} layers.", "Pass 0 (input) to that number.")
+        raise InputError(
+            f"hidden_layer={request.hidden_layer}; {encoder.name} has {encoder.network.depth} layers.",
+            "Pass 0 (input) to that number.",
+        )
     if empty_cells not in ("nan", "embed", "error"):
         raise InputError(f"empty_cells={empty_cells!r} is not known.", "Pass 'nan', 'embed' or 'error'.")
     opened = read(encoder, data, **reading)
@@ -341,12 +368,24 @@ def embed(
     key = key_added or f"X_{encoder.card.family}"
     import pandas as pd
 
-    obs = pd.DataFrame(index=pd.Index([name for part in opened.parts for name in part.source.obs.index.astype(str)], dtype=object))
+    obs = pd.DataFrame(
+        index=pd.Index([name for part in opened.parts for name in part.source.obs.index.astype(str)], dtype=object)
+    )
     identity = {**record, "cells": _digest(obs.index), "sample": [_sample_digest(part.source) for part in opened.parts]}
-    sink = open_sink(out, (opened.n_cells, encoder.dim), identity if out is not None else record, key=key, obs=obs, resume=resume)
+    sink = open_sink(
+        out, (opened.n_cells, encoder.dim), identity if out is not None else record, key=key, obs=obs, resume=resume
+    )
     empty = 0
     results = encode(
-        encoder, opened, request, empty_cells=empty_cells, batch_size=batch_size, precision=precision, progress=progress, seed=seed, skip=sink.done
+        encoder,
+        opened,
+        request,
+        empty_cells=empty_cells,
+        batch_size=batch_size,
+        precision=precision,
+        progress=progress,
+        seed=seed,
+        skip=sink.done,
     )
     for result in results:
         rows = np.full((len(result.tokens), encoder.dim), np.nan, dtype=np.float32)
@@ -396,7 +435,8 @@ def provenance(encoder: CellEncoder, reading: Reading, request: Request, **setti
         **settings,
         "values": reading.values,
         "data": [
-            {"source": Path(p.source.label).name, "layer": p.source.layer or "X", "genes": replace(p.alignment.report)} for p in reading.parts
+            {"source": Path(p.source.label).name, "layer": p.source.layer or "X", "genes": replace(p.alignment.report)}
+            for p in reading.parts
         ],
         "versions": versions(),
     }
@@ -501,7 +541,9 @@ def check(
     if repeated:
         notes.append(f"{repeated:,} obs_names are repeated; call adata.obs_names_make_unique()")
     if part.alignment.report.duplicates:
-        notes.append(f"{part.alignment.report.duplicates:,} features share a token with another; each keeps its own token, as in the authors' code")
+        notes.append(
+            f"{part.alignment.report.duplicates:,} features share a token with another; each keeps its own token, as in the authors' code"
+        )
     return InputReport(
         model=encoder.name,
         source=part.source.label,

@@ -13,6 +13,7 @@ from scfm.cards import ModelCard
 from scfm.checkpoint import Checkpoint
 from scfm.encoder import CellEncoder
 from scfm.errors import DownloadError, InputError, UnknownModelError, listing
+from scfm.files import sha256
 from scfm.registry import Adapter
 
 __all__ = ["LicenceWarning", "load"]
@@ -76,7 +77,9 @@ def load(
     if Path(text).expanduser().is_dir():
         checkpoint = Checkpoint(Path(text).expanduser(), weights_file=weights, options=options)
     elif looks_like_path:
-        raise UnknownModelError(f"there is no folder {text}.", "Give a folder with the model's files, or a name from `scfm models`.")
+        raise UnknownModelError(
+            f"there is no folder {text}.", "Give a folder with the model's files, or a name from `scfm models`."
+        )
     else:
         folder = hub.download(text, None, revision=revision)
         checkpoint = Checkpoint(folder, weights_file=weights, revision=hub.resolved_revision(folder), options=options)
@@ -84,7 +87,9 @@ def load(
     return _finish(found or registry.recognize(checkpoint), checkpoint, device, source=text)
 
 
-def _from_card(adapter: Adapter, card: ModelCard | None, revision: str | None, weights: str | None, options: dict[str, Any]) -> Checkpoint:
+def _from_card(
+    adapter: Adapter, card: ModelCard | None, revision: str | None, weights: str | None, options: dict[str, Any]
+) -> Checkpoint:
     if card is None:
         raise UnknownModelError(f"the adapter {adapter.family!r} has no card.", "Load a folder: scfm.load('./folder').")
     where = card.weights
@@ -105,7 +110,10 @@ def _finish(adapter: Adapter, checkpoint: Checkpoint, device: str, source: str |
     cls = adapter.load_class()
     unknown = sorted(set(checkpoint.options) - cls.load_options)
     if unknown:
-        raise InputError(f"{adapter.family} has no load option {listing(unknown)}.", f"It has {listing(sorted(cls.load_options)) or 'none'}.")
+        raise InputError(
+            f"{adapter.family} has no load option {listing(unknown)}.",
+            f"It has {listing(sorted(cls.load_options)) or 'none'}.",
+        )
     encoder = cls.restore(checkpoint) if checkpoint.saved_by is not None else cls.from_checkpoint(checkpoint)
     if not encoder.origin:
         encoder.origin = _origin(checkpoint, source)
@@ -120,5 +128,5 @@ def _origin(checkpoint: Checkpoint, source: str | None) -> dict[str, str]:
     if checkpoint.revision is not None:
         origin["revision"] = checkpoint.revision
     if "tensors" in vars(checkpoint):  # read from a file
-        origin["weights_sha256"] = hub.sha256(checkpoint.weights_path)
+        origin["weights_sha256"] = sha256(checkpoint.weights_path)
     return origin

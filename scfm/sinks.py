@@ -92,7 +92,14 @@ class ZarrSink:
     """A `.zarr` that `anndata.read_zarr` reads: `obs`, and the embedding in `obsm[key]`, written in chunks of one block."""
 
     def __init__(
-        self, path: Path, shape: tuple[int, int], record: Mapping[str, Any], *, key: str, obs: pd.DataFrame, resume: bool
+        self,
+        path: Path,
+        shape: tuple[int, int],
+        record: Mapping[str, Any],
+        *,
+        key: str,
+        obs: pd.DataFrame,
+        resume: bool,
     ) -> None:
         import zarr
         from anndata.io import write_elem
@@ -100,10 +107,12 @@ class ZarrSink:
         mark = fingerprint(record)
         self.path = path
         if resume and path.exists():
-            group = zarr.open_group(path, mode="r+")
+            group: Any = zarr.open_group(path, mode="r+")
             if f"obsm/{key}" not in group:
-                raise ResumeError(f"{path} exists and holds no obsm/{key} of scfm.", "Choose another out=, or remove it.")
-            self._array: Any = group[f"obsm/{key}"]
+                raise ResumeError(
+                    f"{path} exists and holds no obsm/{key} of scfm.", "Choose another out=, or remove it."
+                )
+            self._array = group[f"obsm/{key}"]
             _same_run(path, self._array.attrs.get("fingerprint"), mark)
             self.done = int(self._array.attrs["rows_done"])
             return
@@ -144,14 +153,22 @@ def _same_run(path: Path, before: str | None, now: str) -> None:
 
 
 def open_sink(
-    out: str | os.PathLike[str] | None, shape: tuple[int, int], record: Mapping[str, Any], *, key: str, obs: pd.DataFrame, resume: bool
+    out: str | os.PathLike[str] | None,
+    shape: tuple[int, int],
+    record: Mapping[str, Any],
+    *,
+    key: str,
+    obs: pd.DataFrame,
+    resume: bool,
 ) -> Sink:
     """The sink for `out`: None is memory; else by the ending, `.npy` or `.zarr`."""
     if out is None:
         return ArraySink(shape)
     path = Path(out)
     if path.suffix not in (".npy", ".zarr"):
-        raise InputError(f"out={str(out)!r} ends neither in .npy nor in .zarr.", "Name it e.g. embedding.npy or embedding.zarr.")
+        raise InputError(
+            f"out={str(out)!r} ends neither in .npy nor in .zarr.", "Name it e.g. embedding.npy or embedding.zarr."
+        )
     if not path.parent.is_dir():
         raise InputError(f"the folder {path.parent} of out={str(out)!r} does not exist.", f"mkdir -p {path.parent}")
     if path.suffix == ".npy":

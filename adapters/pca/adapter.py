@@ -70,13 +70,20 @@ class PCA(CellEncoder):
     @classmethod
     def build(cls, config: PCAConfig, vocabulary: Vocabulary, card: ModelCard) -> Self:
         """An encoder of these sizes with fresh loadings."""
-        return cls(config=config, network=PCANetwork(config), tokenizer=ContinuousTokenizer(vocabulary, target_sum=_TARGET_SUM), card=card)
+        return cls(
+            config=config,
+            network=PCANetwork(config),
+            tokenizer=ContinuousTokenizer(vocabulary, target_sum=_TARGET_SUM),
+            card=card,
+        )
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
         """An unfitted encoder."""
         assert checkpoint.card is not None
-        return cls.build(PCAConfig(**checkpoint.options), Vocabulary((), ids="symbol", species=("any",)), checkpoint.card)
+        return cls.build(
+            PCAConfig(**checkpoint.options), Vocabulary((), ids="symbol", species=("any",)), checkpoint.card
+        )
 
     @property
     def fitted(self) -> bool:
@@ -94,7 +101,9 @@ class PCA(CellEncoder):
         reading = {name: options[name] for name in ("layer", "gene_column", "values") if name in options}
         return self.fit(data, **reading).embed(data, **options)
 
-    def fit(self, reference: Data, *, layer: str | None = None, gene_column: str | None = None, values: Values | None = None) -> Self:
+    def fit(
+        self, reference: Data, *, layer: str | None = None, gene_column: str | None = None, values: Values | None = None
+    ) -> Self:
         """A new encoder fitted on reference cells.
 
         Parameters
@@ -121,20 +130,27 @@ class PCA(CellEncoder):
 
     def _fit(self, sources: list[Source], gene_column: str | None, values: Values) -> Self:
         names = [_names(source, gene_column) for source in sources]
-        common = sorted(set(names[0]).intersection(*names[1:]), key=list(names[0]).index) if len(names) > 1 else list(dict.fromkeys(names[0]))
+        common = (
+            sorted(set(names[0]).intersection(*names[1:]), key=list(names[0]).index)
+            if len(names) > 1
+            else list(dict.fromkeys(names[0]))
+        )
         columns = [{name: i for i, name in reversed(list(enumerate(own)))} for own in names]
         chosen = [np.array([column[name] for name in common]) for column in columns]
         cells = sum(source.shape[0] for source in sources)
         k = self.config.components
         if min(cells, len(common)) < k:
             raise InputError(
-                f"{cells} cells with {len(common)} genes do not determine {k} components.", "Pass scfm.load('pca', components=<fewer>)."
+                f"{cells} cells with {len(common)} genes do not determine {k} components.",
+                "Pass scfm.load('pca', components=<fewer>).",
             )
         total, squares = np.zeros(len(common)), np.zeros(len(common))
         for block in self._blocks(sources, chosen, values, log1p=False):
             total += np.asarray(block.sum(axis=0)).reshape(-1)
             squares += np.asarray(block.multiply(block).sum(axis=0)).reshape(-1)
-        top = top_dispersed(total / cells, (squares / cells - (total / cells) ** 2) * cells / (cells - 1), self.config.top_genes)
+        top = top_dispersed(
+            total / cells, (squares / cells - (total / cells) ** 2) * cells / (cells - 1), self.config.top_genes
+        )
         k = min(k, len(top))
         mean, gram = np.zeros(len(top)), np.zeros((len(top), len(top)))
         for block in self._blocks(sources, [columns[top] for columns in chosen], values, log1p=True):
@@ -148,10 +164,15 @@ class PCA(CellEncoder):
         with torch.no_grad():
             fitted.network.loadings.weight.copy_(torch.from_numpy(loadings))  # type: ignore[union-attr]
             fitted.network.offset.copy_(torch.from_numpy(mean @ loadings))  # type: ignore[union-attr]
-        fitted.origin = {"source": "fitted on " + ", ".join(os.path.basename(source.label) for source in sources), "cells": str(cells)}
+        fitted.origin = {
+            "source": "fitted on " + ", ".join(os.path.basename(source.label) for source in sources),
+            "cells": str(cells),
+        }
         return fitted.to(self.device)
 
-    def _blocks(self, sources: list[Source], columns: list[np.ndarray], values: Values, *, log1p: bool) -> Iterator[sparse.csr_matrix]:
+    def _blocks(
+        self, sources: list[Source], columns: list[np.ndarray], values: Values, *, log1p: bool
+    ) -> Iterator[sparse.csr_matrix]:
         """Counts per 10,000 of some columns, block by block."""
         for source, own in zip(sources, columns, strict=True):
             for rows in source.ranges():
@@ -167,7 +188,9 @@ def _names(source: Source, gene_column: str | None) -> np.ndarray:
     if gene_column in (None, "index"):
         return source.var.index.astype(str).to_numpy(dtype=object)
     if gene_column not in source.var.columns:
-        raise InputError(f"gene_column={gene_column!r} is not in adata.var.", "Leave gene_column out to read var_names.")
+        raise InputError(
+            f"gene_column={gene_column!r} is not in adata.var.", "Leave gene_column out to read var_names."
+        )
     return source.var[gene_column].astype(str).to_numpy(dtype=object)
 
 

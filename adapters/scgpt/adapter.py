@@ -51,7 +51,11 @@ class ScGPT(CellEncoder):
         if not checkpoint.has("args.json", "vocab.json"):
             return False
         keys = _weights(checkpoint).keys(KEYS.strip)
-        return {"encoder.embedding.weight", "encoder.enc_norm.weight", "transformer_encoder.layers.0.linear1.weight"} <= keys
+        return {
+            "encoder.embedding.weight",
+            "encoder.enc_norm.weight",
+            "transformer_encoder.layers.0.linear1.weight",
+        } <= keys
 
     @classmethod
     def build(cls, config: ScGPTConfig, vocabulary: Vocabulary, card: ModelCard) -> Self:
@@ -84,7 +88,9 @@ class ScGPT(CellEncoder):
         table = self.network.genes.table.weight  # type: ignore[union-attr]
         return table if kind == "raw" else self.network.genes.norm(table)  # type: ignore[operator,union-attr]
 
-    def predict_perturbation(self, expression: np.ndarray, flags: np.ndarray, tokens: np.ndarray, *, genes: str = "all") -> np.ndarray:
+    def predict_perturbation(
+        self, expression: np.ndarray, flags: np.ndarray, tokens: np.ndarray, *, genes: str = "all"
+    ) -> np.ndarray:
         """Expression after a perturbation, by a perturbation checkpoint (the authors' `pred_perturb`).
 
         Parameters
@@ -130,7 +136,9 @@ def _weights(checkpoint: Checkpoint) -> Checkpoint:
 def _config(checkpoint: Checkpoint, args: dict[str, Any]) -> ScGPTConfig:
     keys = checkpoint.keys(KEYS.strip)
     if args.get("pre_norm"):
-        raise CheckpointError(f"{checkpoint.folder / 'args.json'} says pre_norm; no released scGPT has it and its residual is not defined here.")
+        raise CheckpointError(
+            f"{checkpoint.folder / 'args.json'} says pre_norm; no released scGPT has it and its residual is not defined here."
+        )
 
     def size(name: str, axis: int = 0) -> int:
         tensor = checkpoint.tensor(name, KEYS.strip)
@@ -172,7 +180,9 @@ def _vocabulary(checkpoint: Checkpoint, rows: int) -> Vocabulary:
         if token not in index and len(index) < rows:
             index[token] = len(index)
     if len(index) != rows:
-        raise CheckpointError(f"vocab.json has {len(index)} tokens, the gene table of {checkpoint.weights_path.name} {rows} rows.")
+        raise CheckpointError(
+            f"vocab.json has {len(index)} tokens, the gene table of {checkpoint.weights_path.name} {rows} rows."
+        )
     missing = [token for token in ("<pad>", "<cls>") if token not in index]
     if missing:
         raise CheckpointError(f"vocab.json has no {missing} token.")

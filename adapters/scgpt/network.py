@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scfm.encoder import Encoded, Network, Request
-from scfm.nn import DomainNorm, MLPClassifier, NormedEmbedding, TransformerLayer, TransformerStack, ValueMLP, over_distinct
+from scfm.nn import (
+    DomainNorm,
+    MLPClassifier,
+    NormedEmbedding,
+    TransformerLayer,
+    TransformerStack,
+    ValueMLP,
+    over_distinct,
+)
 from scfm.tokenizers import Batch
 
 
@@ -46,7 +54,9 @@ class ExpressionDecoder(nn.Module):
         super().__init__()
 
         def layers() -> nn.Sequential:
-            return nn.Sequential(nn.Linear(width, dim), nn.LeakyReLU(), nn.Linear(dim, dim), nn.LeakyReLU(), nn.Linear(dim, 1))
+            return nn.Sequential(
+                nn.Linear(width, dim), nn.LeakyReLU(), nn.Linear(dim, dim), nn.LeakyReLU(), nn.Linear(dim, 1)
+            )
 
         self.fc = layers()
         self.zero_logit = layers() if zero_prob else None
@@ -82,7 +92,9 @@ class CellDecoder(nn.Module):
         """Cells (b, width), gene embeddings (b, t, dim) -> values (b, t), P(expressed) (b, t) or None."""
         queries = self.query(genes).sigmoid()
         values = (self.w(queries) @ cell.unsqueeze(-1)).squeeze(-1)
-        return values, None if self.w_zero is None else (self.w_zero(queries) @ cell.unsqueeze(-1)).squeeze(-1).sigmoid()
+        return values, None if self.w_zero is None else (self.w_zero(queries) @ cell.unsqueeze(-1)).squeeze(
+            -1
+        ).sigmoid()
 
 
 class _ReverseGradient(torch.autograd.Function):
@@ -113,7 +125,9 @@ class ScGPTNetwork(Network):
         self.batches = NormedEmbedding(c.batches, c.dim) if c.batches else None
         self.domain_norm = DomainNorm(c.domains, c.dim) if c.domains else None
         self.batch_norm = nn.BatchNorm1d(c.dim, eps=6.1e-5) if c.batch_norm else None
-        self.layers = TransformerStack(TransformerLayer(c.dim, c.heads, c.hidden, dropout=c.dropout) for _ in range(c.layers))
+        self.layers = TransformerStack(
+            TransformerLayer(c.dim, c.heads, c.hidden, dropout=c.dropout) for _ in range(c.layers)
+        )
         width = 2 * c.dim if c.batches else c.dim  # decoders see the batch embedding behind the state
         self.decoder: nn.Module | None = None
         if c.decoder == "expression":
@@ -122,7 +136,9 @@ class ScGPTNetwork(Network):
             self.decoder = AffineDecoder(c.dim)
         self.cell_decoder = CellDecoder(c.dim, width, zero_prob=c.zero_prob) if c.cell_decoder else None
         self.classifier = MLPClassifier(c.dim, c.classes, c.class_layers) if c.classes else None
-        self.discriminator = MLPClassifier(c.dim, c.discriminated, 3, activation="leaky_relu") if c.discriminated else None
+        self.discriminator = (
+            MLPClassifier(c.dim, c.discriminated, 3, activation="leaky_relu") if c.discriminated else None
+        )
 
     @property
     def heads(self) -> frozenset[str]:  # type: ignore[override]
@@ -162,7 +178,10 @@ class ScGPTNetwork(Network):
 
     def forward(self, batch: Batch, request: Request = Request()) -> Encoded:  # noqa: B008 - frozen
         """What `request` asks for; see `heads` for the further outputs."""
-        per_token = request.wants("tokens", "expression", "expression_probability") or request.pooling in ("mean", "weighted")
+        per_token = request.wants("tokens", "expression", "expression_probability") or request.pooling in (
+            "mean",
+            "weighted",
+        )
         attention = ()
         if request.wants("attention"):
             attention = range(self.depth) if request.attention_layers is None else request.attention_layers

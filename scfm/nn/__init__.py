@@ -6,4 +6,13 @@ from scfm.nn.heads import MLPClassifier
 from scfm.nn.norms import DomainNorm
 from scfm.nn.stack import TransformerLayer, TransformerStack
 
-__all__ = ["DomainNorm", "MLPClassifier", "NormedEmbedding", "SelfAttention", "TransformerLayer", "TransformerStack", "ValueMLP", "over_distinct"]
+__all__ = [
+    "DomainNorm",
+    "MLPClassifier",
+    "NormedEmbedding",
+    "SelfAttention",
+    "TransformerLayer",
+    "TransformerStack",
+    "ValueMLP",
+    "over_distinct",
+]

@@ -24,7 +24,9 @@ class SelfAttention(nn.Module):
         self.v = nn.Linear(dim, dim, bias=bias)
         self.o = nn.Linear(dim, dim, bias=bias)
 
-    def forward(self, x: Tensor, pad: Tensor | None = None, *, rows: int | None = None, weights: bool = False) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, pad: Tensor | None = None, *, rows: int | None = None, weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """Attend.
 
         Parameters
@@ -65,4 +67,3 @@ class SelfAttention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-

@@ -23,8 +23,8 @@ class DomainNorm(nn.Module):
     def forward(self, x: Tensor, domain: Tensor) -> Tensor:
         """x (b, t, dim), domain (b,) int64 -> (b, t, dim)."""
         if not self.training:
-            mean = torch.stack([bn.running_mean for bn in self.bns])[domain][:, None]  # (b, 1, dim)
-            var = torch.stack([bn.running_var for bn in self.bns])[domain][:, None]
+            mean = torch.stack([bn.get_buffer("running_mean") for bn in self.bns])[domain][:, None]  # (b, 1, dim)
+            var = torch.stack([bn.get_buffer("running_var") for bn in self.bns])[domain][:, None]
             return (x - mean) * torch.rsqrt(var + self.eps)
         out = torch.empty_like(x)
         for d in domain.unique().tolist():

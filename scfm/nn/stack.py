@@ -50,7 +50,9 @@ class TransformerLayer(nn.Module):
         self.activation = F.relu if activation == "relu" else F.gelu
         self.pre_norm = norm == "pre"
 
-    def forward(self, x: Tensor, pad: Tensor | None = None, *, rows: int | None = None, weights: bool = False) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, pad: Tensor | None = None, *, rows: int | None = None, weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """States (b, rows or t, dim) and, on request, attention (b, heads, rows or t, t)."""
         attended, probabilities = self.attention(self.norm1(x) if self.pre_norm else x, pad, rows=rows, weights=weights)
         x = (x if rows is None else x[:, :rows]) + self.dropout(attended)

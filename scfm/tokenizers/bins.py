@@ -89,7 +89,11 @@ class BinTokenizer(Tokenizer):
     def settings(self) -> dict[str, Any]:
         """Plain values that, with the vocabulary, rebuild the tokenizer."""
         own = asdict(self)
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in own.items() if name not in ("vocabulary", "_gene_hash")}
+        return {
+            name: list(v) if isinstance(v, tuple) else v
+            for name, v in own.items()
+            if name not in ("vocabulary", "_gene_hash")
+        }
 
     def stream(self, seed: int = 0) -> _Stream:
         """A function block -> Tokens; with `ties="upstream"` it continues the original's numpy and torch streams from block to block."""
@@ -108,7 +112,11 @@ class BinTokenizer(Tokenizer):
         return self.stream(seed)(block)
 
     def _tokens(
-        self, block: Block, seed: int, uniforms: np.random.RandomState | None = None, permutations: torch.Generator | None = None
+        self,
+        block: Block,
+        seed: int,
+        uniforms: np.random.RandomState | None = None,
+        permutations: torch.Generator | None = None,
     ) -> Tokens:
         ids, values, columns, offsets = known_entries(block)
         n = len(block)
@@ -154,7 +162,9 @@ class BinTokenizer(Tokenizer):
     ) -> np.ndarray:
         assert self.bins is not None
         top, ties = bin_ranges(values, offsets, self.bins)
-        if uniforms is not None:  # one uniform a value, cells in order: the draws of the original's `np.random.rand(n)` per cell
+        if (
+            uniforms is not None
+        ):  # one uniform a value, cells in order: the draws of the original's `np.random.rand(n)` per cell
             return np.ceil(top + uniforms.rand(len(values)) * -ties).astype(np.float32)
         assert cell_hash is not None
         draw = _mix32(self._gene_hash[ids] ^ np.repeat(cell_hash, np.diff(offsets))).astype(np.uint64)
@@ -163,18 +173,27 @@ class BinTokenizer(Tokenizer):
         return (top - draw.astype(np.int16)).astype(np.float32)
 
     def _subset(
-        self, ids: np.ndarray, offsets: np.ndarray, room: int, cell_hash: np.ndarray | None, permutations: torch.Generator | None
+        self,
+        ids: np.ndarray,
+        offsets: np.ndarray,
+        room: int,
+        cell_hash: np.ndarray | None,
+        permutations: torch.Generator | None,
     ) -> np.ndarray | None:
         """Positions kept of cells with more than `room` genes; None when none is that long."""
         lengths = np.diff(offsets)
         if not (lengths > room).any():
             return None
         kept = []
-        for row in range(len(lengths)) if permutations is not None else []:  # the original's order of draws, cell by cell
+        for row in (
+            range(len(lengths)) if permutations is not None else []
+        ):  # the original's order of draws, cell by cell
             import torch
 
             begin, length = int(offsets[row]), int(lengths[row])
-            chosen = torch.randperm(length, generator=permutations)[:room].numpy() if length > room else np.arange(length)
+            chosen = (
+                torch.randperm(length, generator=permutations)[:room].numpy() if length > room else np.arange(length)
+            )
             kept.append(begin + chosen)
         if kept:
             return np.concatenate(kept)
@@ -222,7 +241,9 @@ def _cell_hash(gene_hash: np.ndarray, values: np.ndarray, offsets: np.ndarray, s
     return _mix32(folded ^ _mix32(np.array([seed & 0xFFFFFFFF], dtype=np.uint32)))
 
 
-def _with_zeros(tokens: np.ndarray, columns: np.ndarray, values: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _with_zeros(
+    tokens: np.ndarray, columns: np.ndarray, values: np.ndarray, offsets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All known columns of every cell, in column order; those not expressed have value 0."""
     known = np.flatnonzero(tokens >= 0)
     place = np.full(len(tokens), -1, dtype=np.int64)
@@ -255,7 +276,7 @@ def bin_ranges(values: np.ndarray, offsets: np.ndarray, n_bins: int) -> tuple[np
     """
     if len(values) == 0:
         return np.zeros(0, np.int16), np.zeros(0, np.int16)
-    small = values.astype(np.uint8) if 0 <= values.min() and values.max() < _MAX_TABLE else None
+    small = values.astype(np.uint8) if values.min() >= 0 and values.max() < _MAX_TABLE else None
     if small is not None and (small == values).all():
         return _ranges_by_counting(small, offsets, n_bins)
     return _ranges_by_sorting(values, offsets, n_bins)
@@ -285,13 +306,21 @@ def _ranges_by_counting(values: np.ndarray, offsets: np.ndarray, n_bins: int) ->
     row = np.arange(n)[:, None]
     start = row * np.int64(offsets[-1] + n)  # one sorted sequence of all cells' cumulative counts
     flat = (upto + start).reshape(-1)
-    a = np.minimum(np.searchsorted(flat, low + start, side="right") - row * width, width - 1)  # value at a rank: first v with upto[v] > rank
+    a = np.minimum(
+        np.searchsorted(flat, low + start, side="right") - row * width, width - 1
+    )  # value at a rank: first v with upto[v] > rank
     b = np.minimum(np.searchsorted(flat, high + start, side="right") - row * width, width - 1)
     edges = _lerp(a.astype(np.float64), b.astype(np.float64), weight)
     size = n * (width + 1)
     base = row * (width + 1)
-    not_above = np.bincount((base + np.ceil(edges).astype(np.int64)).reshape(-1), minlength=size).reshape(n, -1).cumsum(axis=1)
-    below = np.bincount((base + np.floor(edges).astype(np.int64) + 1).reshape(-1), minlength=size).reshape(n, -1).cumsum(axis=1)
+    not_above = (
+        np.bincount((base + np.ceil(edges).astype(np.int64)).reshape(-1), minlength=size).reshape(n, -1).cumsum(axis=1)
+    )
+    below = (
+        np.bincount((base + np.floor(edges).astype(np.int64) + 1).reshape(-1), minlength=size)
+        .reshape(n, -1)
+        .cumsum(axis=1)
+    )
     top = not_above[:, :width].astype(np.int16)
     ties = top - below[:, :width].astype(np.int16)
     return top.reshape(-1)[at], ties.reshape(-1)[at]

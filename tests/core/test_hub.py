@@ -17,9 +17,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scfm import hub as scfm_hub
+from scfm import files as scfm_files
+from scfm import tensors as scfm_tensors
 from scfm.errors import CheckpointError, DownloadError
-from scfm.hub import RemoteFile, cache_dir, download, read_tensors, resolved_revision, safe_unpickle, sha256
+from scfm.files import cache_dir, sha256
+from scfm.hub import RemoteFile, download, resolved_revision
+from scfm.tensors import read_tensors
+from scfm.unpickle import safe_unpickle
 
 REPO = "lab/model"
 WEIGHTS = bytes(range(256)) * 4096  # 1 MiB
@@ -324,8 +328,8 @@ def test_a_large_file_is_hashed_once_for_as_long_as_it_stays_the_same(tmp_path, 
     path = tmp_path / "weights.bin"
     path.write_bytes(WEIGHTS)
     hashed = []
-    original = scfm_hub._hashed
-    monkeypatch.setattr(scfm_hub, "_hashed", lambda path: hashed.append(path) or original(path))
+    original = scfm_files._hashed
+    monkeypatch.setattr(scfm_files, "_hashed", lambda path: hashed.append(path) or original(path))
     assert sha256(path) == sha256(path) == hashlib.sha256(WEIGHTS).hexdigest()
     assert len(hashed) == 1
 
@@ -383,7 +387,7 @@ def state(torch):
     }
 
 
-@pytest.mark.parametrize("suffix", scfm_hub.TORCH_SUFFIXES)
+@pytest.mark.parametrize("suffix", scfm_tensors.TORCH_SUFFIXES)
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_a_torch_file_is_read_as_saved(torch, state, tmp_path, suffix, zipped):
     path = tmp_path / f"model{suffix}"
@@ -460,7 +464,7 @@ def test_changing_a_tensor_changes_no_file(torch, tmp_path, suffix):
     assert torch.equal(read_tensors(path)["w"], torch.zeros(4))
 
 
-@pytest.mark.parametrize("key", scfm_hub.WRAPPERS)
+@pytest.mark.parametrize("key", scfm_tensors.WRAPPERS)
 def test_the_usual_wrappers_are_taken_off(torch, tmp_path, key):
     path = tmp_path / "model.pt"
     optimizer = {"state": {0: {"step": torch.ones(1)}}}

@@ -109,16 +109,24 @@ def attention(encoder: Any, data: Any) -> Iterator[tuple[str, np.ndarray]]:
         weights[layer] = layer_weights.numpy()
     yield "attn/probabilities", weights
     with torch.inference_mode():
-        states = [encoder.network(batch, Request(frozenset({"tokens"}), hidden_layer=i)).tokens.numpy() for i in range(4)]
+        states = [
+            encoder.network(batch, Request(frozenset({"tokens"}), hidden_layer=i)).tokens.numpy() for i in range(4)
+        ]
     yield "attn/hidden_states", np.stack(states)
 
 
 def preparation(encoder: Any, data: Any, all_cells: Any) -> Iterator[tuple[str, np.ndarray]]:
     unbinned = encoder.with_options(bins=None, zeros=True, cls_value=None)
     yield "prep/X_log1p", tokens(unbinned, data, **TIE_FREE).padded("values")
-    yield "prep/X_binned", tokens(encoder.with_options(zeros=True, cls_value=None), data, **TIE_FREE).padded("values").astype(np.int32)
+    yield (
+        "prep/X_binned",
+        tokens(encoder.with_options(zeros=True, cls_value=None), data, **TIE_FREE).padded("values").astype(np.int32),
+    )
     seeded = encoder.with_options(zeros=True, cls_value=None, ties="upstream")
-    yield "prep/X_binned_counts_seeded", tokens(seeded, all_cells, gene_column="feature_name").padded("values").astype(np.int32)
+    yield (
+        "prep/X_binned_counts_seeded",
+        tokens(seeded, all_cells, gene_column="feature_name").padded("values").astype(np.int32),
+    )
     found = tokens(encoder, data, **TIE_FREE)
     yield "prep/nonzero/input_ids", found.padded("ids")
     yield "prep/nonzero/values", found.padded("values")
