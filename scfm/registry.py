@@ -79,7 +79,8 @@ def adapters() -> dict[str, Adapter]:
         for entry_point in claims:
             folder = _package_folder(entry_point)
             if folder is None:  # a broken plugin must not hide the others; loading it by name explains
-                folder, own = Path(), ()
+                folder = Path()
+                own: tuple[ModelCard, ...] = ()
             else:
                 own = tuple(ModelCard.read(path) for path in sorted((folder / "cards").glob("*.toml")))
             adapter = Adapter(family, entry_point, folder, own)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from os import PathLike
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -47,7 +46,7 @@ class PCANetwork(Network):
         self.loadings = nn.Embedding(max(config.genes, 1), config.components)
         self.offset = nn.Parameter(torch.zeros(config.components))  # mean . loadings
 
-    def forward(self, batch: Batch, request: Request = Request()) -> Encoded:  # noqa: B008 - frozen
+    def forward(self, batch: Batch, request: Request = Request()) -> Encoded:
         """Scores (b, components); padded values are 0 and add nothing."""
         weighted = self.loadings(batch["ids"]) * batch["values"].unsqueeze(-1)  # (b, t, components)
         return Encoded(cells=weighted.sum(dim=1) - self.offset, tokens=weighted if request.wants("tokens") else None)
@@ -62,6 +61,7 @@ class PCA(CellEncoder):
         How many; 50 and 2,000 by default.
     """
 
+    network: PCANetwork
     Config = PCAConfig
     capabilities = frozenset({Capability.EMBED, Capability.GENE_EMBEDDINGS})
     gene_kinds = ("loadings",)
@@ -92,7 +92,7 @@ class PCA(CellEncoder):
 
     def gene_vectors(self, kind: str) -> Tensor:
         """Loadings of the genes (n_genes, components)."""
-        return self.network.loadings.weight  # type: ignore[return-value,union-attr]
+        return self.network.loadings.weight
 
     def embed(self, data: Data, **options: Any) -> np.ndarray:
         """Embed cells; an encoder that is not fitted is fitted on `data` first. Arguments as for `CellEncoder.embed`."""
@@ -162,8 +162,8 @@ class PCA(CellEncoder):
         vocabulary = Vocabulary(tuple(common[i] for i in top), ids="symbol", species=("any",))
         fitted = self.build(replace(self.config, components=k, genes=len(top)), vocabulary, self.card)
         with torch.no_grad():
-            fitted.network.loadings.weight.copy_(torch.from_numpy(loadings))  # type: ignore[union-attr]
-            fitted.network.offset.copy_(torch.from_numpy(mean @ loadings))  # type: ignore[union-attr]
+            fitted.network.loadings.weight.copy_(torch.from_numpy(loadings))
+            fitted.network.offset.copy_(torch.from_numpy(mean @ loadings))
         fitted.origin = {
             "source": "fitted on " + ", ".join(os.path.basename(source.label) for source in sources),
             "cells": str(cells),

@@ -1,4 +1,4 @@
-"""scGPT (Cui et al. 2024, doi:10.1038/s41592-024-02201-0): genes with binned values, one ``<cls>`` token, cells attend over expressed genes.
+"""scGPT (Cui et al. 2024, doi:10.1038/s41592-024-02201-0): expressed genes with binned values, one ``<cls>`` token.
 
 Original code: github.com/bowang-lab/scGPT at cebd6fa (MIT). Differs from it: own attention with separate projections; a cell's bins do
 not depend on the cells around it (``with_options(ties="upstream")`` gives the original's random stream); the ``bn`` of older organ
@@ -36,6 +36,7 @@ class ScGPT(CellEncoder):
         Names of the batches of an integration checkpoint, in the order of its labels (the files hold numbers only).
     """
 
+    network: ScGPTNetwork
     Config = ScGPTConfig
     capabilities = frozenset({Capability.EMBED, Capability.GENE_EMBEDDINGS, Capability.ATTENTION})
     poolings = ("cls", "mean", "weighted")
@@ -85,8 +86,8 @@ class ScGPT(CellEncoder):
 
     def gene_vectors(self, kind: str) -> Tensor:
         """Gene embeddings of all tokens (n_tokens, dim): "normed" as the network sees them (LayerNorm), "raw" as stored."""
-        table = self.network.genes.table.weight  # type: ignore[union-attr]
-        return table if kind == "raw" else self.network.genes.norm(table)  # type: ignore[operator,union-attr]
+        table = self.network.genes.table.weight
+        return table if kind == "raw" else self.network.genes.norm(table)
 
     def predict_perturbation(
         self, expression: np.ndarray, flags: np.ndarray, tokens: np.ndarray, *, genes: str = "all"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -99,11 +100,11 @@ class CellDecoder(nn.Module):
 
 class _ReverseGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
+    def forward(ctx, x):  # type: ignore[no-untyped-def]
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, gradient):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
         return -gradient
 
 
@@ -176,13 +177,13 @@ class ScGPTNetwork(Network):
             x = self.batch_norm(x.transpose(1, 2)).transpose(1, 2)
         return x
 
-    def forward(self, batch: Batch, request: Request = Request()) -> Encoded:  # noqa: B008 - frozen
+    def forward(self, batch: Batch, request: Request = Request()) -> Encoded:
         """What `request` asks for; see `heads` for the further outputs."""
         per_token = request.wants("tokens", "expression", "expression_probability") or request.pooling in (
             "mean",
             "weighted",
         )
-        attention = ()
+        attention: Sequence[int] = ()
         if request.wants("attention"):
             attention = range(self.depth) if request.attention_layers is None else request.attention_layers
         depth = self.depth if request.hidden_layer is None else request.hidden_layer

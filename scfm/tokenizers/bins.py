@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from scfm.cells import Block
-from scfm.errors import InputError
+from scfm.errors import InputError, listing
 from scfm.genes import Vocabulary
 from scfm.tokenizers.base import Tokenizer, Tokens, known_entries, prepend, ragged_positions
 
@@ -214,7 +214,7 @@ class BinTokenizer(Tokenizer):
         unknown = sorted(set(names) - set(known))
         if unknown:
             raise InputError(
-                f"obs[{self.batch_key!r}] has batches the checkpoint does not know: {', '.join(unknown[:5])}; it knows {', '.join(self.batches)}.",
+                f"obs[{self.batch_key!r}] has batches unknown to the checkpoint: {listing(unknown)}; it knows {listing(self.batches)}.",
                 "Fine-tune on these batches, or pass a batch_key whose values are among them.",
             )
         return names.map(known).to_numpy(dtype=np.int64)

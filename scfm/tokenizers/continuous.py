@@ -50,9 +50,8 @@ class ContinuousTokenizer(Tokenizer):
             if self.total == "all":
                 totals = np.asarray(block.matrix.sum(axis=1), dtype=np.float64).reshape(-1)
             else:
-                totals = np.bincount(
-                    np.repeat(np.arange(len(lengths)), lengths), weights=values, minlength=len(lengths)
-                )
+                cell = np.repeat(np.arange(len(lengths)), lengths)
+                totals = np.bincount(cell, weights=values, minlength=len(lengths)).astype(np.float64)
             scale = np.divide(self.target_sum, totals, out=np.ones(len(totals)), where=totals > 0)
             values = values * np.repeat(scale, lengths)
         if self.log1p:

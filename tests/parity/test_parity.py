@@ -2,7 +2,7 @@
 
 Each folder holds the authors' checkpoint format, the input, `expected.npz` and `meta.json`, all as recorded, and `outputs.py` of ours with
 
-- ``outputs(folder) -> Iterator[(array name, our array)]``; an array of ours may have leading rows or columns only where `outputs.py` says so
+- ``outputs(folder) -> Iterator[(array name, our array)]``
 - ``TOLERANCE: dict[pattern, float]``: largest absolute difference allowed, first matching pattern wins; 0 is exact
 - ``NOT_COMPARED: dict[pattern, reason]``: recorded arrays that are inputs, or that no output of ours corresponds to
 
