@@ -4,12 +4,14 @@ from scfm.nn.attention import SelfAttention
 from scfm.nn.embeddings import NormedEmbedding, ValueMLP, over_distinct
 from scfm.nn.heads import MLPClassifier
 from scfm.nn.norms import DomainNorm
+from scfm.nn.performer import PerformerAttention
 from scfm.nn.stack import TransformerLayer, TransformerStack
 
 __all__ = [
     "DomainNorm",
     "MLPClassifier",
     "NormedEmbedding",
+    "PerformerAttention",
     "SelfAttention",
     "TransformerLayer",
     "TransformerStack",

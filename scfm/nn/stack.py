@@ -1,4 +1,4 @@
-"""Transformer layers: post- or pre-norm, ReLU or GELU, with early stop and partial last layer."""
+"""Transformer layers: post- or pre-norm, ReLU, GELU or SwiGLU, with early stop and partial last layer."""
 
 from __future__ import annotations
 
@@ -27,6 +27,10 @@ class TransformerLayer(nn.Module):
 
     post-norm: ``x = norm1(x + attention(x)); x = norm2(x + ff2(act(ff1(x))))``;
     pre-norm: ``x = x + attention(norm1(x)); x = x + ff2(act(ff1(norm2(x))))``.
+    With "swiglu", ``act(ff1(x))`` is ``silu(gate(x)) * ff1(x)``.
+
+    `attention` replaces the softmax attention by another module of the same interface, e.g. `PerformerAttention`; `bias` is whether
+    the Linears of attention and feed-forward have biases.
     """
 
     def __init__(
@@ -35,15 +39,18 @@ class TransformerLayer(nn.Module):
         heads: int,
         hidden: int,
         *,
-        activation: Literal["relu", "gelu"] = "relu",
+        activation: Literal["relu", "gelu", "swiglu"] = "relu",
         norm: Literal["post", "pre"] = "post",
         dropout: float = 0.0,
         eps: float = 1e-5,
+        bias: bool = True,
+        attention: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.attention = SelfAttention(dim, heads)
-        self.ff1 = nn.Linear(dim, hidden)
-        self.ff2 = nn.Linear(hidden, dim)
+        self.attention = SelfAttention(dim, heads, bias=bias) if attention is None else attention
+        self.gate = nn.Linear(dim, hidden, bias=bias) if activation == "swiglu" else None
+        self.ff1 = nn.Linear(dim, hidden, bias=bias)
+        self.ff2 = nn.Linear(hidden, dim, bias=bias)
         self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.dropout = nn.Dropout(dropout)
@@ -62,7 +69,8 @@ class TransformerLayer(nn.Module):
         return self.norm2(x + self.dropout(self._feed_forward(x))), probabilities
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.ff2(self.dropout(self.activation(self.ff1(x))))
+        hidden = self.activation(self.ff1(x)) if self.gate is None else F.silu(self.gate(x)) * self.ff1(x)
+        return self.ff2(self.dropout(hidden))
 
 
 class TransformerStack(nn.ModuleList):
