@@ -186,20 +186,30 @@ def known_entries(block: Block) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.
     """
     matrix = block.matrix
     tokens = block.alignment.tokens.astype(np.int32)[matrix.indices]
-    known = tokens >= 0
-    if known.all():
+    known = np.flatnonzero(tokens >= 0)
+    if len(known) == len(tokens):
         return tokens, matrix.data, matrix.indices, matrix.indptr.astype(np.int64)
-    offsets = np.concatenate([[0], np.cumsum(known, dtype=np.int64)])[matrix.indptr]
-    return tokens[known], matrix.data[known], matrix.indices[known], offsets
+    return tokens[known], matrix.data[known], matrix.indices[known], np.searchsorted(known, matrix.indptr)
 
 
-def prepend(array: np.ndarray, offsets: np.ndarray, value: float) -> np.ndarray:
-    """One more entry in front of every row of a ragged array (n_entries,) -> (n_entries + n_rows,)."""
-    n = len(offsets) - 1
-    out = np.empty(len(array) + n, dtype=array.dtype)
-    first = offsets[:-1] + np.arange(n)
-    body = np.ones(len(out), dtype=bool)
-    body[first] = False
-    out[first] = value
-    out[body] = array
-    return out
+def prepend(first: Sequence[tuple[float, np.ndarray]], offsets: np.ndarray) -> list[np.ndarray]:
+    """Ragged arrays (n_entries,) with one more entry in front of every row (n_entries + n_rows,).
+
+    Parameters
+    ----------
+    first
+        (value put in front, array) of each array.
+    offsets
+        (n_rows + 1,) int64, of all of them.
+    """
+    rows = len(offsets) - 1
+    at = offsets[:-1] + np.arange(rows)
+    body = np.ones(int(offsets[-1]) + rows, dtype=bool)
+    body[at] = False
+    longer = []
+    for value, array in first:
+        out = np.empty(len(body), dtype=array.dtype)
+        out[at] = value
+        out[body] = array
+        longer.append(out)
+    return longer

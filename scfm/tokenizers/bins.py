@@ -17,15 +17,15 @@ from scfm.cells import Block
 from scfm.errors import InputError, listing
 from scfm.genes import Vocabulary
 from scfm.tokenizers.base import Tokenizer, Tokens, known_entries, prepend, ragged_positions
+from scfm.tokenizers.hashing import cell_hash, mix32, token_hash
+from scfm.tokenizers.quantiles import bin_ranges
 
 if TYPE_CHECKING:
     import torch
 
     from scfm.tokenizers.base import _Stream
 
-__all__ = ["BinTokenizer", "bin_ranges"]
-
-_MAX_TABLE = 256  # counts below this are binned through a table, others by sorting
+__all__ = ["BinTokenizer"]
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,7 @@ class BinTokenizer(Tokenizer):
     def __post_init__(self) -> None:
         if self.ties not in ("cell", "upstream"):
             raise InputError(f"ties={self.ties!r} is not known.", "Pass ties='cell' or ties='upstream'.")
-        hashes = _mix32(np.arange(len(self.vocabulary), dtype=np.uint32) + np.uint32(0x9E3779B9))
-        object.__setattr__(self, "_gene_hash", hashes)
+        object.__setattr__(self, "_gene_hash", token_hash(len(self.vocabulary)))
 
     @property
     def sequential(self) -> bool:  # type: ignore[override]
@@ -119,23 +118,22 @@ class BinTokenizer(Tokenizer):
         permutations: torch.Generator | None = None,
     ) -> Tokens:
         ids, values, columns, offsets = known_entries(block)
-        n = len(block)
         expressed = np.diff(offsets)
-        values = self._normalised(values, offsets).astype(np.float32)
-        cell_hash = _cell_hash(self._gene_hash[ids], values, offsets, seed) if uniforms is None else None
+        values = self._normalised(values, offsets).astype(np.float32, copy=False)
+        draws = None if uniforms is not None else self._draws(ids, values, offsets, seed)
         if self.bins is not None:
-            values = self._binned(ids, values, offsets, cell_hash, uniforms)
+            values = self._binned(values, offsets, draws, uniforms)
         if self.zeros:
             ids, values, offsets = _with_zeros(block.alignment.tokens, columns, values, offsets)
+            draws = None if draws is None else self._draws(ids, values, offsets, seed)
         room = self.context - (self.cls_value is not None)
-        keep = self._subset(ids, offsets, room, cell_hash, permutations)
+        keep = self._subset(offsets, room, draws, permutations)
         if keep is not None:
             ids, values = ids[keep], values[keep]
             offsets = np.concatenate([[0], np.cumsum(np.minimum(np.diff(offsets), room))])
         if self.cls_value is not None:
-            ids = prepend(ids, offsets, self.vocabulary.id("cls"))
-            values = prepend(values, offsets, self.cls_value)
-            offsets = offsets + np.arange(n + 1)
+            ids, values = prepend([(self.vocabulary.id("cls"), ids), (self.cls_value, values)], offsets)
+            offsets = offsets + np.arange(len(offsets))
         return Tokens(
             fields={"ids": ids, "values": values},
             offsets=offsets,
@@ -152,58 +150,40 @@ class BinTokenizer(Tokenizer):
             values = values * np.repeat(scale, lengths)
         return np.log1p(values) if self.log1p else values
 
+    def _draws(self, ids: np.ndarray, values: np.ndarray, offsets: np.ndarray, seed: int) -> np.ndarray:
+        """A random number of each entry's own (n_entries,) uint32."""
+        genes = self._gene_hash[ids]
+        return mix32(genes ^ np.repeat(cell_hash(genes, values, offsets, seed), np.diff(offsets)))
+
     def _binned(
-        self,
-        ids: np.ndarray,
-        values: np.ndarray,
-        offsets: np.ndarray,
-        cell_hash: np.ndarray | None,
-        uniforms: np.random.RandomState | None,
+        self, values: np.ndarray, offsets: np.ndarray, draws: np.ndarray | None, uniforms: np.random.RandomState | None
     ) -> np.ndarray:
         assert self.bins is not None
         top, ties = bin_ranges(values, offsets, self.bins)
         if (
             uniforms is not None
-        ):  # one uniform a value, cells in order: the draws of the original's `np.random.rand(n)` per cell
-            return np.ceil(top + uniforms.rand(len(values)) * -ties).astype(np.float32)
-        assert cell_hash is not None
-        draw = _mix32(self._gene_hash[ids] ^ np.repeat(cell_hash, np.diff(offsets))).astype(np.uint64)
-        draw *= ties.astype(np.uint64)
-        draw >>= np.uint64(32)  # uniform on 0 .. ties-1
-        return (top - draw.astype(np.int16)).astype(np.float32)
+        ):  # one a value, cells in order: the draws of the original's `np.random.rand(n)` per cell
+            return np.ceil(top + uniforms.rand(len(values)) * -ties.astype(np.float64)).astype(np.float32)
+        assert draws is not None
+        below = (draws >> np.uint32(16)) * ties >> np.uint32(16)  # uniform on 0 .. ties-1
+        return (top - below.astype(np.uint8)).astype(np.float32)
 
     def _subset(
-        self,
-        ids: np.ndarray,
-        offsets: np.ndarray,
-        room: int,
-        cell_hash: np.ndarray | None,
-        permutations: torch.Generator | None,
+        self, offsets: np.ndarray, room: int, draws: np.ndarray | None, permutations: torch.Generator | None
     ) -> np.ndarray | None:
         """Positions kept of cells with more than `room` genes; None when none is that long."""
         lengths = np.diff(offsets)
         if not (lengths > room).any():
             return None
-        kept = []
-        for row in (
-            range(len(lengths)) if permutations is not None else []
-        ):  # the original's order of draws, cell by cell
-            import torch
-
-            begin, length = int(offsets[row]), int(lengths[row])
-            chosen = (
-                torch.randperm(length, generator=permutations)[:room].numpy() if length > room else np.arange(length)
-            )
-            kept.append(begin + chosen)
-        if kept:
-            return np.concatenate(kept)
-        assert cell_hash is not None
-        rank = _mix32(_mix32(self._gene_hash[ids] ^ np.repeat(cell_hash, lengths)) + np.uint32(1))
+        if draws is None:
+            assert permutations is not None
+            return _permuted(offsets, room, permutations)
+        rank = mix32(draws + np.uint32(1))
         long = np.flatnonzero(lengths > room)
-        mask = np.ones(len(ids), dtype=bool)
         positions = ragged_positions(offsets[long], lengths[long])
-        order = np.lexsort((rank[positions], np.repeat(long, lengths[long])))  # by cell, then by hash
+        order = np.lexsort((rank[positions], np.repeat(long, lengths[long])))  # by cell, then by draw
         late = ragged_positions(np.concatenate([[0], np.cumsum(lengths[long])[:-1]]) + room, lengths[long] - room)
+        mask = np.ones(int(offsets[-1]), dtype=bool)
         mask[positions[order[late]]] = False
         return np.flatnonzero(mask)
 
@@ -220,25 +200,16 @@ class BinTokenizer(Tokenizer):
         return names.map(known).to_numpy(dtype=np.int64)
 
 
-def _mix32(x: np.ndarray) -> np.ndarray:
-    """Scramble uint32 values (the finaliser "lowbias32", C. Wellons 2018); a bijection."""
-    x = x.astype(np.uint32)
-    x ^= x >> np.uint32(16)
-    x *= np.uint32(0x7FEB352D)
-    x ^= x >> np.uint32(15)
-    x *= np.uint32(0x846CA68B)
-    x ^= x >> np.uint32(16)
-    return x
+def _permuted(offsets: np.ndarray, room: int, permutations: torch.Generator) -> np.ndarray:
+    """The original's subset of long cells: one torch.randperm a cell, in the order of the cells."""
+    import torch
 
-
-def _cell_hash(gene_hash: np.ndarray, values: np.ndarray, offsets: np.ndarray, seed: int) -> np.ndarray:
-    """A number of each cell's own content, whatever the order of its genes (n_cells,) uint32."""
-    entries = gene_hash * (values.view(np.uint32) | np.uint32(1))
-    total = np.zeros(len(entries) + 1, dtype=np.uint64)
-    np.cumsum(entries, dtype=np.uint64, out=total[1:])
-    sums = total[offsets[1:]] - total[offsets[:-1]]  # wraps around; differences stay exact
-    folded = (sums ^ (sums >> np.uint64(32))).astype(np.uint32)
-    return _mix32(folded ^ _mix32(np.array([seed & 0xFFFFFFFF], dtype=np.uint32)))
+    kept = []
+    for begin, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+        length = end - begin
+        chosen = torch.randperm(length, generator=permutations)[:room].numpy() if length > room else np.arange(length)
+        kept.append(begin + chosen)
+    return np.concatenate(kept)
 
 
 def _with_zeros(
@@ -252,92 +223,3 @@ def _with_zeros(
     dense = np.zeros((n, len(known)), dtype=np.float32)
     dense[np.repeat(np.arange(n), np.diff(offsets)), place[columns]] = values
     return np.tile(tokens[known].astype(np.int32), n), dense.reshape(-1), np.arange(n + 1, dtype=np.int64) * len(known)
-
-
-def bin_ranges(values: np.ndarray, offsets: np.ndarray, n_bins: int) -> tuple[np.ndarray, np.ndarray]:
-    """Highest possible bin of each value, and among how many it is drawn.
-
-    Equals, per cell, ``np.digitize(x, edges)`` and ``np.digitize(x, edges) - np.digitize(x, edges, right=True)`` with
-    ``edges = np.quantile(x, np.linspace(0, 1, n_bins - 1))``. Small integer counts are counted, not sorted.
-
-    Parameters
-    ----------
-    values
-        (n_entries,) float32, positive.
-    offsets
-        (n_cells + 1,) int64.
-
-    Returns
-    -------
-    top
-        (n_entries,) int16 in 1 .. n_bins-1.
-    ties
-        (n_entries,) int16; 0 or 1: no choice.
-    """
-    if len(values) == 0:
-        return np.zeros(0, np.int16), np.zeros(0, np.int16)
-    small = values.astype(np.uint8) if values.min() >= 0 and values.max() < _MAX_TABLE else None
-    if small is not None and (small == values).all():
-        return _ranges_by_counting(small, offsets, n_bins)
-    return _ranges_by_sorting(values, offsets, n_bins)
-
-
-def _ranks(lengths: np.ndarray, n_bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ranks below and above each edge (n_cells, n_edges) int64 and the weight between them, as np.quantile's linear method has them."""
-    virtual = (lengths[:, None] - 1) * np.linspace(0, 1, n_bins - 1)
-    low = np.floor(virtual)
-    weight = virtual - low
-    low = low.astype(np.int64)
-    return low, np.minimum(low + 1, lengths[:, None] - 1), weight
-
-
-def _lerp(a: np.ndarray, b: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """np.quantile's two-branch interpolation; edges equal to a value must be bit-equal to it."""
-    return np.where(t >= 0.5, b - (b - a) * (1 - t), a + (b - a) * t)
-
-
-def _ranges_by_counting(values: np.ndarray, offsets: np.ndarray, n_bins: int) -> tuple[np.ndarray, np.ndarray]:
-    lengths = np.diff(offsets)
-    n, width = len(lengths), int(values.max()) + 2  # columns 0 .. max and one beyond, for edges above
-    at = np.repeat(np.arange(n, dtype=np.int32) * np.int32(width), lengths) + values  # (cell, value) of each entry
-    upto = np.cumsum(np.bincount(at, minlength=n * width).reshape(n, width), axis=1)  # values <= v
-    occupied = np.maximum(lengths, 1)  # empty cells have edges too, used by no entry
-    low, high, weight = _ranks(occupied, n_bins)
-    row = np.arange(n)[:, None]
-    start = row * np.int64(offsets[-1] + n)  # one sorted sequence of all cells' cumulative counts
-    flat = (upto + start).reshape(-1)
-    a = np.minimum(
-        np.searchsorted(flat, low + start, side="right") - row * width, width - 1
-    )  # value at a rank: first v with upto[v] > rank
-    b = np.minimum(np.searchsorted(flat, high + start, side="right") - row * width, width - 1)
-    edges = _lerp(a.astype(np.float64), b.astype(np.float64), weight)
-    size = n * (width + 1)
-    base = row * (width + 1)
-    not_above = (
-        np.bincount((base + np.ceil(edges).astype(np.int64)).reshape(-1), minlength=size).reshape(n, -1).cumsum(axis=1)
-    )
-    below = (
-        np.bincount((base + np.floor(edges).astype(np.int64) + 1).reshape(-1), minlength=size)
-        .reshape(n, -1)
-        .cumsum(axis=1)
-    )
-    top = not_above[:, :width].astype(np.int16)
-    ties = top - below[:, :width].astype(np.int16)
-    return top.reshape(-1)[at], ties.reshape(-1)[at]
-
-
-def _ranges_by_sorting(values: np.ndarray, offsets: np.ndarray, n_bins: int) -> tuple[np.ndarray, np.ndarray]:
-    lengths = np.diff(offsets)
-    cell = np.repeat(np.arange(len(lengths)), lengths)
-    ordered = values[np.lexsort((values, cell))]
-    low, high, weight = _ranks(np.maximum(lengths, 1), n_bins)
-    last = len(values) - 1
-    begin = offsets[:-1, None]
-    edges = _lerp(ordered[np.minimum(begin + low, last)], ordered[np.minimum(begin + high, last)], weight)
-    top = np.zeros(len(values), np.int16)
-    below = np.zeros(len(values), np.int16)
-    for edge in edges.T:
-        of_cell = edge[cell]
-        top += of_cell <= values
-        below += of_cell < values
-    return top, top - below
