@@ -1,0 +1,304 @@
+"""The command `scfm`: the same calls as in Python, for a shell."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from scfm.errors import (
+    CheckpointError,
+    DownloadError,
+    InputError,
+    MissingExtraError,
+    ResumeError,
+    ScfmError,
+    UnknownModelError,
+)
+
+__all__ = ["app", "main"]
+
+EPILOG = (
+    "Exit codes: 0 done; 1 unexpected error; 2 wrong usage; 3 the data are not what the model reads; "
+    "4 the model is unknown or its files are not right; 5 the output on disk belongs to another run; 6 a package is missing; "
+    "130 interrupted."
+)
+EXIT_CODES: dict[type[ScfmError], int] = {
+    InputError: 3,
+    UnknownModelError: 4,
+    CheckpointError: 4,
+    DownloadError: 4,
+    ResumeError: 5,
+    MissingExtraError: 6,
+}
+
+app = typer.Typer(
+    name="scfm",
+    help="Every single-cell foundation model behind one interface.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Model = Annotated[
+    str,
+    typer.Argument(help="Name from [bold]scfm models[/], ./folder with the authors' files, or org/repo on the hub."),
+]
+File = Annotated[Path, typer.Argument(help="An .h5ad file or .zarr folder.")]
+Files = Annotated[
+    list[Path], typer.Argument(help="One or more .h5ad files or .zarr folders, embedded one after another.")
+]
+Layer = Annotated[str | None, typer.Option(help="Matrix to read: a key of layers, or 'raw'. Default: X.")]
+GeneColumn = Annotated[str | None, typer.Option(help="Column of var with the gene identifiers. Default: var_names.")]
+MapGenes = Annotated[
+    bool, typer.Option("--map-genes", help="Map symbols <-> Ensembl ids with the shipped GENCODE tables.")
+]
+ValuesOption = Annotated[
+    str | None,
+    typer.Option("--values", help="What the matrix holds: counts, lognorm or any. Default: what the model reads."),
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the hub repository.")]
+Adapter = Annotated[str | None, typer.Option(help="Adapter family, where a folder does not tell.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, for machines.")]
+
+
+def _version(show: bool) -> None:
+    if show:
+        from importlib.metadata import version
+
+        typer.echo(f"scfm {version('scfm-sdk')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Every single-cell foundation model behind one interface."""
+
+
+def _print_json(content: Any) -> None:
+    from scfm.provenance import plain
+
+    typer.echo(json.dumps(plain(content), indent=1))
+
+
+def _size(parameters: int | None) -> str:
+    if parameters is None:
+        return "?"
+    return f"{parameters / 1e6:,.1f} M" if parameters >= 1e6 else f"{parameters:,}"
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the installed models."""
+    from scfm.registry import cards
+
+    found = cards()
+    if as_json:
+        _print_json([card.model_dump() for card in found])
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("name", "what", "modality", "species", "size", "weights' licence"):
+        table.add_column(column, overflow="fold")
+    for card in found:
+        table.add_row(
+            card.name,
+            card.title,
+            "+".join(card.modality),
+            ", ".join(card.species),
+            _size(card.parameters),
+            card.weights_licence,
+        )
+    Console().print(table)
+
+
+@app.command()
+def info(name: Annotated[str, typer.Argument(help="Name from scfm models.")], as_json: Json = False) -> None:
+    """Show the card of a model: what it reads, where its weights are, licences, parity."""
+    from scfm.registry import find
+
+    adapter, card = find(name)
+    if card is None:
+        raise UnknownModelError(f"the adapter {adapter.family!r} has no card.")
+    if as_json:
+        _print_json(card.model_dump())
+        return
+    from rich.console import Console
+    from rich.markdown import Markdown
+    from rich.table import Table
+
+    console = Console()
+    console.print(f"[bold]{card.name}[/]  {card.title}")
+    table = Table(box=None, show_header=False, pad_edge=False)
+    rows = {
+        "paper": card.paper,
+        "code": f"{card.code} ({card.code_licence})",
+        "weights": f"{card.weights.repo or card.weights.elsewhere or 'shipped with scfm'} ({card.weights_licence})",
+        "revision": card.weights.revision,
+        "restricted": card.restricted,
+        "species": ", ".join(card.species),
+        "modality": ", ".join(card.modality),
+        "reads": f"{card.input.values} of genes named by {card.input.genes}",
+        "size": _size(card.parameters),
+        "dim": None if card.dim is None else str(card.dim),
+        "provided by": adapter.distribution,
+    }
+    for key, value in rows.items():
+        if value:
+            table.add_row(key, value)
+    console.print(table)
+    for file, digest in card.weights.files.items():
+        console.print(f"  {file}  sha256 {digest}", highlight=False)
+    if card.notes:
+        console.print(Markdown(card.notes))
+
+
+@app.command()
+def check(
+    model: Model,
+    data: File,
+    layer: Layer = None,
+    gene_column: GeneColumn = None,
+    map_genes: MapGenes = False,
+    values: ValuesOption = None,
+    revision: Revision = None,
+    adapter: Adapter = None,
+    as_json: Json = False,
+) -> None:
+    """Say whether data fit a model, and what matched, without embedding."""
+    from scfm.inference import check as check_data
+    from scfm.loading import load
+
+    encoder = load(model, revision=revision, adapter=adapter, device="cpu")
+    report = check_data(encoder, data, layer=layer, gene_column=gene_column, map_genes=map_genes, values=values)  # type: ignore[arg-type]
+    _print_json(report) if as_json else typer.echo(str(report))
+
+
+@app.command()
+def embed(
+    model: Model,
+    data: Files,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Where to write: .h5ad (the input with obsm), .zarr or .npy.")
+    ],
+    layer: Layer = None,
+    gene_column: GeneColumn = None,
+    map_genes: MapGenes = False,
+    values: ValuesOption = None,
+    key_added: Annotated[str | None, typer.Option(help="Key in obsm, for .h5ad and .zarr. Default: X_<model>.")] = None,
+    hidden_layer: Annotated[int | None, typer.Option(help="Read the states after this many layers.")] = None,
+    pooling: Annotated[str | None, typer.Option(help="How tokens become a cell vector.")] = None,
+    empty_cells: Annotated[str, typer.Option(help="Cells without any known gene: nan, embed or error.")] = "nan",
+    batch_size: Annotated[str, typer.Option(help="Most cells in a step, or auto.")] = "auto",
+    precision: Annotated[str, typer.Option(help="float32 (exact), bfloat16 or float16.")] = "float32",
+    device: Device = "auto",
+    option: Annotated[
+        list[str] | None, typer.Option("--option", "-O", help="Tokenizer option, e.g. -O ties=upstream; repeatable.")
+    ] = None,
+    revision: Revision = None,
+    adapter: Adapter = None,
+    resume: Annotated[bool, typer.Option(help="Continue an output that the same command began.")] = True,
+    seed: Annotated[int, typer.Option(help="For models with random tokenization.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no summary.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Embed cells and write the result as it goes; the same command continues an interrupted run."""
+    from scfm.loading import load
+
+    encoder = load(model, revision=revision, adapter=adapter, device=device)
+    if option:
+        encoder = encoder.with_options(**dict(_option(text) for text in option))
+    size: Any = batch_size if batch_size == "auto" else _whole_number(batch_size)
+    from scfm.inference import Request
+    from scfm.inference import embed as embed_data
+
+    embedding = embed_data(
+        encoder,
+        list(data) if len(data) > 1 else data[0],
+        Request(hidden_layer=hidden_layer, pooling=pooling),
+        reading={"layer": layer, "gene_column": gene_column, "map_genes": map_genes, "values": values},
+        empty_cells=empty_cells,  # type: ignore[arg-type]
+        batch_size=size,
+        precision=precision,  # type: ignore[arg-type]
+        key_added=key_added,
+        out=out,
+        resume=resume,
+        progress=False if quiet or as_json else None,
+        seed=seed,
+    )
+    if as_json:
+        _print_json(
+            {
+                "out": str(out),
+                "cells": embedding.shape[0],
+                "dim": embedding.shape[1],
+                "model": encoder.name,
+                "origin": encoder.origin,
+            }
+        )
+    elif not quiet:
+        typer.echo(f"{out}: {embedding.shape[0]:,} cells x {embedding.shape[1]} ({encoder.name})")
+
+
+def _whole_number(text: str) -> int:
+    if not text.isdigit():
+        raise typer.BadParameter(f"{text!r} is neither a whole number nor auto", param_hint="--batch-size")
+    return int(text)
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """name=value, the value read as YAML (numbers, true, null, lists)."""
+    import yaml
+
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise typer.BadParameter(f"{text!r} is not name=value", param_hint="--option")
+    parsed = yaml.safe_load(value)
+    return name, tuple(parsed) if isinstance(parsed, list) else parsed
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")] = Path("demo"),
+    as_json: Json = False,
+) -> None:
+    """Embed real PBMCs with the shipped model, transfer labels, and draw it (no internet needed)."""
+    from scfm.recipes.demo import run
+
+    result = run(out)
+    _print_json(result) if as_json else typer.echo(str(result))
+
+
+def main() -> None:
+    """Run the command; errors of scfm are printed without a traceback and decide the exit code."""
+    import warnings
+
+    warnings.showwarning = _print_warning  # type: ignore[assignment]
+    try:
+        app(standalone_mode=True)
+    except ScfmError as error:
+        code = next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        sys.exit(code)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; what was written is usable, and the same command continues it", err=True)
+        sys.exit(130)
+
+
+def _print_warning(message: Warning | str, *_: object) -> None:
+    typer.echo(f"warning: {message}", err=True)
+
+
+if __name__ == "__main__":
+    main()
