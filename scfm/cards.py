@@ -40,8 +40,10 @@ class Weights(_Frozen):
 
     repo: str | None = None
     revision: str | None = None
+    folder: str | None = None
+    """Folder of the repository that holds the files, if not its root."""
     files: dict[str, str] = Field(default_factory=dict)
-    """File name -> sha256, or "unverified"."""
+    """File name, within `folder` -> sha256, or "unverified"."""
     package_data: str | None = None
     """Folder inside the adapter that ships the weights, for models small enough to embed."""
     elsewhere: str | None = None
@@ -74,6 +76,8 @@ class ModelCard(_Frozen):
     title: str
     default: bool = False
     """Loaded when only the family is named."""
+    aliases: tuple[str, ...] = ()
+    """Other names the model is known by; `notes` say why."""
     paper: str = UNVERIFIED
     """DOI or arXiv id."""
     code: str = UNVERIFIED

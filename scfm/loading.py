@@ -83,7 +83,9 @@ def load(
     else:
         folder = hub.download(text, None, revision=revision)
         checkpoint = Checkpoint(folder, weights_file=weights, revision=hub.resolved_revision(folder), options=options)
-        checkpoint.card = next((card for card in registry.cards() if card.weights.repo == text), None)
+        checkpoint.card = next(
+            (card for card in registry.cards() if card.weights.repo == text and card.weights.folder is None), None
+        )
     return _finish(found or registry.recognize(checkpoint), checkpoint, device, source=text)
 
 
@@ -101,9 +103,11 @@ def _from_card(
             "Download them by hand and load the folder: scfm.load('./folder').",
         )
     pinned = revision is None or revision == where.revision
-    files = [hub.RemoteFile(name, where.digest(name) if pinned else None) for name in where.files]
+    inside = f"{where.folder}/" if where.folder else ""
+    files = [hub.RemoteFile(inside + name, where.digest(name) if pinned else None) for name in where.files]
     folder = hub.download(where.repo, files or None, revision=revision or where.revision)
-    return Checkpoint(folder, card=card, weights_file=weights, revision=hub.resolved_revision(folder), options=options)
+    commit = hub.resolved_revision(folder)
+    return Checkpoint(folder / inside, card=card, weights_file=weights, revision=commit, options=options)
 
 
 def _finish(adapter: Adapter, checkpoint: Checkpoint, device: str, source: str | None = None) -> CellEncoder:

@@ -1,6 +1,7 @@
 """Network blocks shared by the adapters: plain Linears that adapters (LoRA) and hooks can reach, in train and eval alike."""
 
 from scfm.nn.attention import SelfAttention
+from scfm.nn.bert import BertEmbedding, bert_keys
 from scfm.nn.embeddings import NormedEmbedding, ValueMLP, over_distinct
 from scfm.nn.heads import MLPClassifier
 from scfm.nn.norms import DomainNorm
@@ -8,6 +9,7 @@ from scfm.nn.performer import PerformerAttention
 from scfm.nn.stack import TransformerLayer, TransformerStack
 
 __all__ = [
+    "BertEmbedding",
     "DomainNorm",
     "MLPClassifier",
     "NormedEmbedding",
@@ -16,5 +18,6 @@ __all__ = [
     "TransformerLayer",
     "TransformerStack",
     "ValueMLP",
+    "bert_keys",
     "over_distinct",
 ]

@@ -14,18 +14,24 @@ class SelfAttention(nn.Module):
     Not `nn.MultiheadAttention`: its fused eval path reads raw weights, so that LoRA on it is silently ignored.
     """
 
-    def __init__(self, dim: int, heads: int, *, bias: bool = True) -> None:
+    def __init__(self, dim: int, heads: int, *, bias: bool = True, source_dim: int | None = None) -> None:
         super().__init__()
         if dim % heads:
             raise ValueError(f"dim {dim} is not a multiple of heads {heads}")
         self.heads = heads
         self.q = nn.Linear(dim, dim, bias=bias)
-        self.k = nn.Linear(dim, dim, bias=bias)
-        self.v = nn.Linear(dim, dim, bias=bias)
+        self.k = nn.Linear(source_dim or dim, dim, bias=bias)
+        self.v = nn.Linear(source_dim or dim, dim, bias=bias)
         self.o = nn.Linear(dim, dim, bias=bias)
 
     def forward(
-        self, x: Tensor, pad: Tensor | None = None, *, rows: int | None = None, weights: bool = False
+        self,
+        x: Tensor,
+        pad: Tensor | None = None,
+        *,
+        rows: int | None = None,
+        weights: bool = False,
+        source: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend.
 
@@ -40,6 +46,8 @@ class SelfAttention(nn.Module):
         weights
             Also return the attention probabilities.
 
+        source
+            (b, s, source_dim) what is attended to, if not `x` itself; `pad` is then (b, s).
         Returns
         -------
         out
@@ -48,7 +56,8 @@ class SelfAttention(nn.Module):
             (b, heads, rows or t, t), or None.
         """
         q = self._split(self.q(x if rows is None else x[:, :rows]))  # (b, h, r, d)
-        k, v = self._split(self.k(x)), self._split(self.v(x))  # (b, h, t, d)
+        source = x if source is None else source
+        k, v = self._split(self.k(source)), self._split(self.v(source))  # (b, h, t, d)
         probabilities = None
         if weights:
             scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5

@@ -58,10 +58,18 @@ class TransformerLayer(nn.Module):
         self.pre_norm = norm == "pre"
 
     def forward(
-        self, x: Tensor, pad: Tensor | None = None, *, rows: int | None = None, weights: bool = False
+        self,
+        x: Tensor,
+        pad: Tensor | None = None,
+        *,
+        rows: int | None = None,
+        weights: bool = False,
+        keys: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """States (b, rows or t, dim) and, on request, attention (b, heads, rows or t, t)."""
-        attended, probabilities = self.attention(self.norm1(x) if self.pre_norm else x, pad, rows=rows, weights=weights)
+        """States (b, rows or t, dim) and, on request, attention (b, heads, rows or t, keys or t); `keys`: so many are attended to."""
+        normed = self.norm1(x) if self.pre_norm else x
+        part = {} if keys is None else {"source": normed[:, :keys]}
+        attended, probabilities = self.attention(normed, pad, rows=rows, weights=weights, **part)
         x = (x if rows is None else x[:, :rows]) + self.dropout(attended)
         if self.pre_norm:
             return x + self.dropout(self._feed_forward(self.norm2(x))), probabilities
@@ -84,6 +92,8 @@ class TransformerStack(nn.ModuleList):
         layers: int | None = None,
         rows: int | None = None,
         attention: Collection[int] = (),
+        start: int = 0,
+        keys: int | None = None,
     ) -> StackOutput:
         """States after some layers.
 
@@ -99,14 +109,21 @@ class TransformerStack(nn.ModuleList):
             Positions needed of the last of them: its other rows are not computed.
         attention
             Numbers of the layers whose attention is returned.
+        start
+            First layer to run: `x` are the states after this many.
+        keys
+            Only the first `keys` positions are attended to; `pad` is then (b, keys).
         """
         count = len(self) if layers is None else layers
         kept: dict[int, Tensor] = {}
         for i, layer in enumerate(self):
+            if i < start:
+                continue
             if i >= count:
                 break
             last = rows if i == count - 1 else None
-            x, probabilities = layer(x, pad, rows=last, weights=i in attention)
+            part = {} if keys is None else {"keys": keys}
+            x, probabilities = layer(x, pad, rows=last, weights=i in attention, **part)
             if probabilities is not None:
                 kept[i] = probabilities
         return StackOutput(x if rows is None else x[:, :rows], kept)

@@ -3,5 +3,6 @@
 from scfm.tokenizers.base import Batch, Tokenizer, Tokens
 from scfm.tokenizers.bins import BinTokenizer
 from scfm.tokenizers.continuous import ContinuousTokenizer
+from scfm.tokenizers.ranks import RankTokenizer
 
-__all__ = ["Batch", "BinTokenizer", "ContinuousTokenizer", "Tokenizer", "Tokens"]
+__all__ = ["Batch", "BinTokenizer", "ContinuousTokenizer", "RankTokenizer", "Tokenizer", "Tokens"]

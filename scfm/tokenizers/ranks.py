@@ -1,0 +1,211 @@
+"""Ranked expression: gene ids from the highest to the lowest value, each value divided by the gene's median over a large corpus.
+
+The rank value encoding of Theodoris et al. 2023, doi:10.1038/s41586-023-06139-9. The order of a cell's genes is all that a network sees;
+scaling a cell to any total does not change it. Authors sort with unstable algorithms, so that genes with equal scores come in an order
+that differs between machines. Here they come in the order of their token ids: a cell's tokens depend neither on the machine nor on the
+order of the columns.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from scfm.cells import Block
+from scfm.errors import InputError
+from scfm.genes import Vocabulary
+from scfm.tokenizers.base import Tokenizer, Tokens, known_entries, ragged_positions
+
+__all__ = ["RankTokenizer", "framed", "median_column", "ranked", "read_rank_table", "summed"]
+
+_ROWS = 64  # cells sorted at a time, of similar length: bounds the padded copy
+
+
+@dataclass(frozen=True)
+class RankTokenizer(Tokenizer):
+    """Expressed genes, highest first.
+
+    Parameters
+    ----------
+    vocabulary
+        With the special tokens named in `prefix` and `suffix`, "pad", and the column named in `scale`.
+    context
+        Most tokens of a cell, special ones included; the genes ranked last are cut.
+    prefix, suffix
+        Roles of the special tokens before and behind the genes, e.g. ("cls",).
+    scale
+        Column of the vocabulary that values are divided by; None ranks the values themselves.
+    duplicates
+        Features that share a token: "sum" them, or "keep" a token for each.
+    keep_values
+        Also give the field "values" float32: the values as they were read, 0 at special tokens.
+    """
+
+    vocabulary: Vocabulary
+    context: int = 2048
+    prefix: tuple[str, ...] = ()
+    suffix: tuple[str, ...] = ()
+    scale: str | None = "median"
+    duplicates: Literal["sum", "keep"] = "sum"
+    keep_values: bool = False
+
+    def __post_init__(self) -> None:
+        if self.duplicates not in ("sum", "keep"):
+            raise InputError(f"duplicates={self.duplicates!r} is not known.", "Pass 'sum' or 'keep'.")
+        if self.context <= len(self.prefix) + len(self.suffix):
+            raise InputError(f"context={self.context} leaves no room for genes.")
+
+    def settings(self) -> dict[str, Any]:
+        """Plain values that, with the vocabulary, rebuild the tokenizer."""
+        own = asdict(self) | {"prefix": list(self.prefix), "suffix": list(self.suffix)}
+        return {name: value for name, value in own.items() if name != "vocabulary"}
+
+    def tokenize(self, block: Block, seed: int = 0) -> Tokens:
+        """Tokens of a block: field "ids" int32. A cell without known genes and special tokens gets one "pad", so that it has a state."""
+        ids, values, _, offsets = known_entries(block)
+        if self.duplicates == "sum" and block.alignment.report.duplicates:
+            ids, values, offsets = summed(ids, values, offsets, len(self.vocabulary))
+        scores = values.astype(np.float64)
+        if self.scale is not None:
+            scores /= self.vocabulary.columns[self.scale][ids]
+        order, kept = ranked(scores, ids, offsets, self.context - len(self.prefix) - len(self.suffix))
+        before, after = self._special(self.prefix, len(block)), self._special(self.suffix, len(block))
+        pad = self.vocabulary.id("pad")
+        fields = {}
+        fields["ids"], place = framed(ids[order], kept, before, after, pad)
+        if self.keep_values:
+            zero = np.zeros_like
+            fields["values"] = framed(values[order].astype(np.float32), kept, zero(before), zero(after), 0)[0]
+        return Tokens(fields=fields, offsets=place, expressed=np.diff(offsets), padding={"ids": pad, "values": 0.0})
+
+    def _special(self, roles: tuple[str, ...], n_cells: int) -> np.ndarray:
+        """(n_cells, n_roles) int32 token ids."""
+        return np.tile(np.array([self.vocabulary.id(role) for role in roles], dtype=np.int32), (n_cells, 1))
+
+
+def ranked(scores: np.ndarray, ids: np.ndarray, offsets: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Order the entries of every row by score, highest first; equal scores by id.
+
+    Parameters
+    ----------
+    scores
+        (n_entries,) finite.
+    ids
+        (n_entries,) token ids.
+    offsets
+        (n_rows + 1,) int64.
+    most
+        Entries kept of a row.
+
+    Returns
+    -------
+    order
+        (n_kept,) int64 positions in `scores`, rows behind one another.
+    offsets
+        (n_rows + 1,) int64 of `order`.
+    """
+    lengths = np.diff(offsets)
+    kept = np.minimum(lengths, most)
+    starts = np.concatenate([[0], np.cumsum(kept)])
+    order = np.empty(starts[-1], dtype=np.int64)
+    by_length = np.argsort(lengths, kind="stable")
+    for rows in np.array_split(by_length, max(1, len(by_length) // _ROWS)):
+        width = int(lengths[rows].max(initial=0))
+        if width == 0:
+            continue
+        keys = np.full((len(rows), width), np.inf)
+        keys[np.arange(width) < lengths[rows, None]] = -scores[ragged_positions(offsets[rows], lengths[rows])]
+        at = np.argsort(keys, axis=1)  # the fast, unstable sort; ties are put right below
+        _order_ties(at, np.take_along_axis(keys, at, axis=1), offsets[rows], ids)
+        order[ragged_positions(starts[rows], kept[rows])] = at[np.arange(width) < kept[rows, None]]
+    return order, starts
+
+
+def _order_ties(at: np.ndarray, keys: np.ndarray, begin: np.ndarray, ids: np.ndarray) -> None:
+    """Make sorted positions (n_rows, width) positions in the whole, and order those of equal keys by id; in place."""
+    at += begin[:, None]
+    same = np.zeros(keys.shape, dtype=bool)  # as the entry before it
+    np.equal(keys[:, 1:], keys[:, :-1], out=same[:, 1:])
+    same &= np.isfinite(keys)
+    if not same.any():
+        return
+    tied = same.copy()
+    tied[:, :-1] |= same[:, 1:]
+    run = np.cumsum(~same)[tied.reshape(-1)]
+    entries = at[tied]
+    at[tied] = entries[np.lexsort((ids[entries], run))]
+
+
+def summed(
+    ids: np.ndarray, values: np.ndarray, offsets: np.ndarray, n_tokens: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One entry for each token of a row, with the sum of its values; ids, values and offsets again."""
+    lengths = np.diff(offsets)
+    row = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
+    distinct, where = np.unique(row * n_tokens + ids, return_inverse=True)
+    totals = np.bincount(where, weights=values, minlength=len(distinct))
+    counts = np.bincount(distinct // n_tokens, minlength=len(lengths))
+    return (distinct % n_tokens).astype(np.int32), totals, np.concatenate([[0], np.cumsum(counts)])
+
+
+def framed(
+    body: np.ndarray, offsets: np.ndarray, before: np.ndarray, after: np.ndarray, fill: float, *, width: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Put special tokens around the rows of a ragged array.
+
+    Parameters
+    ----------
+    body
+        (n_entries,).
+    offsets
+        (n_rows + 1,) int64.
+    before, after
+        (n_rows, k) entries in front of and behind every row.
+    fill
+        What rows shorter than `width` are filled up with, at their end.
+    width
+        Least length of a row.
+
+    Returns
+    -------
+    array, offsets
+        The framed rows.
+    """
+    kept = np.diff(offsets)
+    front, real = before.shape[1], before.shape[1] + kept + after.shape[1]
+    place = np.concatenate([[0], np.cumsum(np.maximum(real, width))])
+    out = np.full(place[-1], fill, dtype=body.dtype)
+    begin = place[:-1]
+    out[ragged_positions(begin + front, kept)] = body
+    out[begin[:, None] + np.arange(front)] = before
+    out[(begin + front + kept)[:, None] + np.arange(after.shape[1])] = after
+    return out, place
+
+
+def read_rank_table(path: Path) -> tuple[dict[str, float], dict[str, str]]:
+    """Read a shipped table: a line a gene with its identifier, its median, and further names of it separated by "|".
+
+    Returns
+    -------
+    medians
+        Gene -> median, in the order of the table.
+    aliases
+        Further name -> gene.
+    """
+    medians: dict[str, float] = {}
+    aliases: dict[str, str] = {}
+    for line in gzip.decompress(path.read_bytes()).decode().splitlines()[1:]:
+        gene, median, names = line.split("\t")
+        medians[gene] = float(median)
+        aliases.update(dict.fromkeys(filter(None, names.split("|")), gene))
+    return medians, aliases
+
+
+def median_column(tokens: tuple[str, ...], medians: Mapping[str, float]) -> np.ndarray:
+    """Medians by token id (n_tokens,) float64, NaN for tokens that are no genes."""
+    return np.array([medians.get(token, np.nan) for token in tokens], dtype=np.float64)
