@@ -6,7 +6,8 @@ import numpy as np
 
 __all__ = ["bin_ranges"]
 
-_TABLES = (255, 4095)  # cells with counts up to these are counted in tables so wide; others are sorted
+_LARGEST_COUNT = 2**31
+_LARGEST_TABLE = 1 << 23  # slots; data with larger counts are sorted
 
 
 def bin_ranges(values: np.ndarray, offsets: np.ndarray, n_bins: int) -> tuple[np.ndarray, np.ndarray]:
@@ -34,26 +35,15 @@ def bin_ranges(values: np.ndarray, offsets: np.ndarray, n_bins: int) -> tuple[np
     if len(values) == 0:
         return np.zeros(0, np.uint8), np.zeros(0, np.uint8)
     lengths = np.diff(offsets)
-    kind = np.full(len(lengths), len(_TABLES))  # the first table wide enough for the cell, or none: sorted
-    if values.max() < 2**31 and values.min() >= 0 and ((counts := values.astype(np.int32)) == values).all():
-        filled = np.flatnonzero(lengths)
-        kind[filled] = np.searchsorted(_TABLES, np.maximum.reduceat(counts, offsets[filled]))
-    kinds = np.unique(kind[lengths > 0])
-    if len(kinds) == 1:
-        return _ranges(values, offsets, n_bins, int(kinds[0]))
-    top, ties = np.empty(len(values), np.uint8), np.empty(len(values), np.uint8)
-    kind_of_entry = np.repeat(kind.astype(np.uint8), lengths)
-    for each in kinds:
-        entries = np.flatnonzero(kind_of_entry == each)
-        part = np.concatenate([[0], np.cumsum(lengths[(kind == each) & (lengths > 0)])])
-        top[entries], ties[entries] = _ranges(values[entries], part, n_bins, int(each))
-    return top, ties
-
-
-def _ranges(values: np.ndarray, offsets: np.ndarray, n_bins: int, kind: int) -> tuple[np.ndarray, np.ndarray]:
-    if kind == len(_TABLES):
-        return _by_sorting(values, offsets, n_bins)
-    return _by_counting(values.astype(np.uint8 if kind == 0 else np.uint16), offsets, n_bins)
+    if values.max() < _LARGEST_COUNT and values.min() >= 0:
+        counts = values.astype(np.int32)
+        if (counts == values).all():
+            largest = np.zeros(len(lengths), dtype=np.int64)
+            filled = np.flatnonzero(lengths)
+            largest[filled] = np.maximum.reduceat(counts, offsets[filled])
+            if int(largest.sum()) < _LARGEST_TABLE:
+                return _by_counting(counts, lengths, largest + 1, n_bins)
+    return _by_sorting(values, offsets, n_bins)
 
 
 def _ranks(lengths: np.ndarray, n_bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -69,31 +59,31 @@ def _lerp(a: np.ndarray, b: np.ndarray, t: np.ndarray) -> np.ndarray:
     return np.where(t >= 0.5, b - difference * (1 - t), a + difference * t)
 
 
-def _by_counting(values: np.ndarray, offsets: np.ndarray, n_bins: int) -> tuple[np.ndarray, np.ndarray]:
-    lengths = np.diff(offsets)
-    n, width = len(lengths), int(values.max()) + 1
-    at = np.repeat(np.arange(n, dtype=np.int64) * width, lengths)
-    at += values  # (cell, value) of each entry
-    counts = np.bincount(at, minlength=n * width)
-    ordered = np.repeat(np.tile(np.arange(width, dtype=values.dtype), n), counts)  # every cell's values, ascending
+def _by_counting(
+    counts: np.ndarray, lengths: np.ndarray, widths: np.ndarray, n_bins: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Through a table of each cell's counts 0 .. widths-1; the tables of all cells lie behind one another."""
+    table = np.cumsum(widths) - widths  # where each cell's table begins
+    slot = np.repeat(table, lengths) + counts  # (cell, count) of each entry
+    value = np.arange(int(widths.sum())) - np.repeat(table, widths)  # the count that a slot stands for
+    ordered = np.repeat(
+        value.astype(np.float64), np.bincount(slot, minlength=len(value))
+    )  # every cell's counts, ascending
     low, high, weight = _ranks(np.maximum(lengths, 1), n_bins)  # empty cells have edges too, that no entry asks for
-    begin = np.minimum(offsets[:-1, None], len(values) - 1)
-    a = ordered[begin + low].astype(np.float64)
-    b = ordered[np.minimum(begin + high, len(values) - 1)].astype(np.float64)
-    edges = _lerp(a, b, weight)  # (n_cells, n_edges)
+    begin, last = (np.cumsum(lengths) - lengths)[:, None], len(counts) - 1
+    edges = _lerp(ordered[np.minimum(begin + low, last)], ordered[np.minimum(begin + high, last)], weight)
     floor = edges.astype(np.int64)
-    cell = np.arange(n)[:, None] * (width + 1)
-    below = _upto(cell + floor + 1, n, width)  # edges < v, for integer v
-    not_above = _upto(cell + floor + (edges > floor), n, width)  # edges <= v
-    pair = (not_above.astype(np.uint16) << np.uint16(8)) | (not_above - below)
-    found = pair.reshape(-1)[at]
-    return (found >> np.uint16(8)).astype(np.uint8), found.astype(np.uint8)
+    floor[lengths == 0] = 0
+    before = np.repeat(np.arange(len(lengths)) * (n_bins - 1), widths)  # edges of the cells before
+    not_above = _upto(table[:, None] + floor + (edges > floor), len(value)) - before  # edges <= the slot's count
+    below = _upto(table[:, None] + floor + 1, len(value)) - before  # edges < it
+    pair = (not_above * 256 + not_above - below).astype(np.uint16)[slot]
+    return (pair >> np.uint16(8)).astype(np.uint8), pair.astype(np.uint8)
 
 
-def _upto(places: np.ndarray, n: int, width: int) -> np.ndarray:
-    """How many of each row's places are at most v, for v in 0 .. width-1 (n, width) uint8."""
-    counts = np.bincount(places.reshape(-1), minlength=n * (width + 1)).astype(np.uint8).reshape(n, width + 1)
-    return np.cumsum(counts, axis=1, dtype=np.uint8)[:, :width]
+def _upto(slots: np.ndarray, size: int) -> np.ndarray:
+    """How many of the slots are at or before each of 0 .. size-1 (size,) int64."""
+    return np.cumsum(np.bincount(slots.reshape(-1), minlength=size + 1))[:size]
 
 
 def _by_sorting(values: np.ndarray, offsets: np.ndarray, n_bins: int) -> tuple[np.ndarray, np.ndarray]:
