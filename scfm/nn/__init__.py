@@ -2,7 +2,7 @@
 
 from scfm.nn.attention import SelfAttention
 from scfm.nn.bert import BertEmbedding, bert_keys
-from scfm.nn.embeddings import NormedEmbedding, ValueMLP, over_distinct
+from scfm.nn.embeddings import NormedEmbedding, SoftBinEmbedding, ValueMLP, over_distinct, sinusoids
 from scfm.nn.heads import MLPClassifier
 from scfm.nn.norms import DomainNorm
 from scfm.nn.performer import PerformerAttention
@@ -15,9 +15,11 @@ __all__ = [
     "NormedEmbedding",
     "PerformerAttention",
     "SelfAttention",
+    "SoftBinEmbedding",
     "TransformerLayer",
     "TransformerStack",
     "ValueMLP",
     "bert_keys",
     "over_distinct",
+    "sinusoids",
 ]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy import sparse
 
 from scfm.cells import Block
 from scfm.genes import Vocabulary
@@ -16,7 +17,17 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Batch", "Tokenizer", "Tokens", "known_entries", "prepend", "ragged_positions"]
+__all__ = [
+    "Batch",
+    "Tokenizer",
+    "Tokens",
+    "append",
+    "known_entries",
+    "ordered_entries",
+    "prepend",
+    "ragged_positions",
+    "row_sums",
+]
 
 
 @dataclass
@@ -147,6 +158,23 @@ class Tokenizer(ABC):
     """Most tokens of a cell, special ones included."""
     sequential: bool = False
     """Blocks must be tokenized in order (an upstream random stream is reproduced)."""
+    random: bool = False
+    """Tokens depend on `seed`, because the authors draw them at random; other tokenizers ignore it."""
+
+    group_key: str | None = None
+    """Column of `obs` with the groups of a `grouped` tokenizer; None: all cells of a data set are one group."""
+    group_size: int | None = None
+    """Cut groups into runs of so many cells, in the order of the data; None: whole groups."""
+
+    @property
+    def grouped(self) -> bool:
+        """Whether cells see each other: those of one group are read as one block and computed as one batch."""
+        return False
+
+    @property
+    def obs_columns(self) -> tuple[str, ...]:
+        """Columns of `obs` that `tokenize` reads; the data must have them."""
+        return ()
 
     def stream(self, seed: int = 0) -> _Stream:
         """A function block -> Tokens for one run over a data set."""
@@ -190,6 +218,54 @@ def known_entries(block: Block) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.
     if len(known) == len(tokens):
         return tokens, matrix.data, matrix.indices, matrix.indptr.astype(np.int64)
     return tokens[known], matrix.data[known], matrix.indices[known], np.searchsorted(known, matrix.indptr)
+
+
+def first_columns(block: Block) -> Block:
+    """The same block where only the first of several columns with the same token is known to the model."""
+    tokens = block.alignment.tokens
+    first = np.zeros(len(tokens), dtype=bool)
+    first[np.unique(tokens, return_index=True)[1]] = True
+    if first[tokens >= 0].all():
+        return block
+    return replace(block, alignment=replace(block.alignment, tokens=np.where(first, tokens, -1)))
+
+
+def ordered_entries(block: Block) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Expressed features known to the model in the order of its vocabulary; of columns that share a token the first one counts.
+
+    Returns
+    -------
+    tokens, values
+        (n_entries,) int32 token ids, ascending within a cell, and float values, cells behind one another.
+    offsets
+        (n_cells + 1,) int64.
+    """
+    block = first_columns(block)
+    tokens, values, _, offsets = known_entries(block)
+    known = block.alignment.tokens[block.alignment.tokens >= 0]
+    if (np.diff(known) > 0).all():
+        return tokens, values, offsets
+    rows = sparse.csr_matrix((values, tokens, offsets), shape=(len(block), int(known.max()) + 1))
+    rows.sort_indices()
+    return rows.indices.astype(np.int32), rows.data, offsets
+
+
+def row_sums(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Sum of every row of a ragged array (n_rows,) float64."""
+    lengths = np.diff(offsets)
+    return np.bincount(np.repeat(np.arange(len(lengths)), lengths), weights=values, minlength=len(lengths))
+
+
+def append(array: np.ndarray, offsets: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """k more entries (n_rows, k) behind every row of a ragged array (n_entries,) -> (n_entries + n_rows * k,)."""
+    n, k = values.shape
+    out = np.empty(len(array) + n * k, dtype=array.dtype)
+    last = offsets[1:, None] + k * np.arange(n)[:, None] + np.arange(k)
+    body = np.ones(len(out), dtype=bool)
+    body[last] = False
+    out[last] = values
+    out[body] = array
+    return out
 
 
 def prepend(first: Sequence[tuple[float, np.ndarray]], offsets: np.ndarray) -> list[np.ndarray]:
