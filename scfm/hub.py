@@ -72,11 +72,15 @@ def download(
     failures = (HTTPError, EntryNotFoundError, OSError, ValueError, RuntimeError)
     if files is None:
         try:
-            return Path(
-                snapshot_download(repo, revision=revision, cache_dir=cache_dir, allow_patterns=CHECKPOINT_FILES)
-            )
+            whole = snapshot_download(repo, revision=revision, cache_dir=cache_dir, allow_patterns=CHECKPOINT_FILES)
         except failures as error:
             raise _explained(error, repo, None, revision) from error
+        if not Path(whole).is_dir():
+            raise DownloadError(
+                f"{repo} at revision {revision or 'main'!r} has no files that could be a checkpoint.",
+                f"Look at https://huggingface.co/{repo}; is it the right repository?",
+            )
+        return Path(whole)
 
     folder = None
     for file in files:
