@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -79,7 +79,8 @@ def run(folder: Path, *, model: str = MODEL) -> DemoResult:
     begin = time.perf_counter()
     embedding = encoder.embed(cells, key_added=f"X_{model}")
     seconds = time.perf_counter() - begin
-    baseline = scfm.load(BASELINE).fit(cells[~query]).embed(cells)
+    unfitted: Any = scfm.load(BASELINE)
+    baseline = unfitted.fit(cells[~query]).embed(cells)
     correct = {}
     for name, z in ((model, embedding), (BASELINE, baseline)):
         predicted = knn_labels(z[~query], labels[~query], z[query])
