@@ -205,6 +205,14 @@ class CellEncoder(ABC):
     @property
     def name(self) -> str:
         """Name of the model."""
+    def text_tokens(self, texts: Sequence[str]) -> Tokens:
+        """Tokens of descriptions in words; only where `TEXT` is declared."""
+        raise self._lacks(Capability.TEXT)
+
+    def text_vectors(self, batch: Batch) -> Tensor:
+        """Vectors of a batch of `text_tokens` in the space of the cells (b, dim); only where `TEXT` is declared."""
+        raise self._lacks(Capability.TEXT)
+
         return self.card.name
 
     @property
@@ -458,6 +466,29 @@ class CellEncoder(ABC):
         Parameters
         ----------
         layers, heads
+    def embed_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Embed descriptions in words, e.g. of cell types, into the space of the cells.
+
+        Parameters
+        ----------
+        texts
+            As the model's authors word them; see its card.
+
+        Returns
+        -------
+        np.ndarray
+            (n_texts, dim) float32, to be compared with `embed` by cosine.
+
+        Raises
+        ------
+        CapabilityError
+            The model reads no text.
+        """
+        from scfm.texts import embed_text
+
+        self.require(Capability.TEXT)
+        return embed_text(self, texts)
+
             Numbers from 0; all by default.
         reduce
             "mean": one matrix, averaged over layers, heads and the cells in which both genes have tokens.
