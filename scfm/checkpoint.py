@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from scfm.errors import CheckpointError, listing
 from scfm.tensors import read_tensors, read_values
 
@@ -28,6 +30,7 @@ SAVED = "scfm.json"
 """File that marks a folder written by `CellEncoder.save`."""
 WEIGHTS = "model.safetensors"
 
+_NO_ROWS: Mapping[str, np.ndarray] = {}
 _ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".torch")
 _NOT_WEIGHTS = ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth")
 
@@ -171,7 +174,14 @@ class Checkpoint:
         bare = KeyMap({}, strip)
         return next((tensor for key, tensor in self.tensors.items() if bare.stripped(key) == name), None)
 
-    def load_into(self, network: nn.Module, keys: KeyMap, *, optional: Sequence[str] = ()) -> None:
+    def load_into(
+        self,
+        network: nn.Module,
+        keys: KeyMap,
+        *,
+        optional: Sequence[str] = (),
+        rows: Mapping[str, np.ndarray] = _NO_ROWS,
+    ) -> None:
         """Copy the tensors into a network; every one on both sides is accounted for.
 
         Parameters
@@ -182,6 +192,8 @@ class Checkpoint:
             The authors' names -> ours.
         optional
             Our names (or prefixes ending in ".") that a checkpoint may lack; they keep their initial values.
+        rows
+            Our name -> rows of the authors' tensor that are kept, e.g. those of one species; others are not read from disk.
 
         Raises
         ------
@@ -191,8 +203,8 @@ class Checkpoint:
         import torch
 
         slots = network.state_dict(keep_vars=True)
-        filled: set[str] = set()
-        unknown, misfits = [], []
+        filled: dict[str, str] = {}  # ours -> theirs
+        unknown, misfits, twice = [], [], []
         for name, tensor in self.tensors.items():
             targets = keys.ours(name)
             if targets is None or any(target not in slots for target in targets):
@@ -201,12 +213,20 @@ class Checkpoint:
             parts = tensor.chunk(len(targets)) if len(targets) > 1 else (tensor,)
             for target, part in zip(targets, parts, strict=False):
                 slot = slots[target]
+                if target in filled:
+                    twice.append(f"{filled[target]} and {name} -> {target}")
+                    continue
+                filled[target] = name
+                if target in rows:
+                    if len(rows[target]) and rows[target].max() >= len(part):
+                        misfits.append(f"{name} {tuple(tensor.shape)} has no row {rows[target].max()}")
+                        continue
+                    part = part[torch.from_numpy(rows[target])]
                 if slot.shape != part.shape:
                     misfits.append(f"{name} {tuple(tensor.shape)} -> {target} {tuple(slot.shape)}")
                     continue
                 with torch.no_grad():
                     slot.copy_(part)
-                filled.add(target)
         missing = [
             name
             for name in slots
@@ -221,7 +241,9 @@ class Checkpoint:
             problems.append(
                 f"{len(unknown)} tensors belong to no parameter of {type(network).__name__}: {listing(unknown)}"
             )
-        if missing and not misfits:
+        if twice:
+            problems.append(f"{len(twice)} parameters have two tensors: {listing(twice)}")
+        if missing:
             problems.append(f"{len(missing)} parameters have no tensor in the file: {listing(missing)}")
         if problems:
             raise CheckpointError(f"{self.weights_path}: " + "; ".join(problems) + ".")

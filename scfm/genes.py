@@ -37,7 +37,7 @@ TABLES = ("human", "mouse")
 """Species with a shipped gene table."""
 
 MIN_SHARE = 0.5
-"""Below this share of the counts (or, unread, of the features) matched, data are refused."""
+"""Below this share of the counts (or, unread, of the features) matched, data are refused, unless they have so many of the model's genes."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,9 @@ class Vocabulary:
     aliases
         Further accepted names -> token string, e.g. retired ids.
     columns
-        Per-token numbers the tokenizer needs (n_tokens,), e.g. medians; NaN for special tokens.
+        Per-token numbers the tokenizer needs (n_tokens,) float64, e.g. medians; NaN for special tokens.
+    other_species
+        Species that the same checkpoint can be loaded for instead, with `scfm.load(..., species=...)`.
     """
 
     tokens: tuple[str, ...]
@@ -69,6 +71,11 @@ class Vocabulary:
     fold_case: bool = False
     aliases: Mapping[str, str] = field(default_factory=dict)
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    other_species: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        columns = {name: np.asarray(column, dtype=np.float64) for name, column in self.columns.items()}
+        object.__setattr__(self, "columns", columns)  # the type that `load` gives: equal arithmetic before and after saving
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -125,7 +132,8 @@ class Vocabulary:
         """Read what `save` wrote."""
         content = json.loads(path.read_text(encoding="utf-8"))
         columns = {name: np.array(values, dtype=np.float64) for name, values in content.pop("columns").items()}
-        content["tokens"], content["species"] = tuple(content["tokens"]), tuple(content["species"])
+        for name in ("tokens", "species", "other_species"):
+            content[name] = tuple(content.get(name, ()))
         return cls(**content, columns=columns)
 
     @classmethod
@@ -267,7 +275,8 @@ def align(
     SpeciesError
         The identifiers are of a species the vocabulary does not cover.
     GeneMatchError
-        Less than half of the counts (without `totals`: of the features) are in matched features.
+        Less than half of the counts (without `totals`: of the features) are in matched features, and less than half of the
+        model's genes are among them.
     """
     raw = _feature_names(var, gene_column)
     names = _mapped(raw, vocabulary) if map_genes else raw
@@ -298,20 +307,18 @@ def _refuse_poor_match(
     report: GeneReport, names: np.ndarray, var: pd.DataFrame, vocabulary: Vocabulary, model: str
 ) -> None:
     species = species_of(names)
-    if species.name is not None and species.name not in vocabulary.species:
-        fix = (
-            f"Convert first: adata = scfm.genes.to_orthologs(adata, source={species.name!r}, target={vocabulary.species[0]!r})."
-            if species.name in TABLES and vocabulary.species[0] in TABLES
-            else f"Choose a model trained on {species.name}: `scfm models` lists species."
-        )
+    tells = id_kind(names) != "symbol" or any(s in TABLES for s in vocabulary.species)  # symbols tell human from mouse only
+    if tells and species.name is not None and not {species.name, "any"} & set(vocabulary.species):
         raise SpeciesError(
             f"the features look like {species.name} genes ({species.share:.0%} of those recognised, e.g. {names[0]!r}); "
             f"{model} knows {listing(vocabulary.species)}.",
-            fix,
+            _species_fix(species.name, vocabulary),
         )
     share = report.counts_matched if report.counts_matched is not None else report.matched / max(report.features, 1)
     if report.matched > 0 and share >= MIN_SHARE:
         return
+    if report.matched - report.duplicates > MIN_SHARE * len(vocabulary.genes):
+        return  # a model of few genes, e.g. a PCA of variable genes, that finds most of them
     better = _better_column(var, vocabulary, report.matched)
     kind = id_kind(names)
     if better is not None:
@@ -327,6 +334,15 @@ def _refuse_poor_match(
         f"({listing([str(n) for n in names[:2]])}).",
         fix,
     )
+
+
+def _species_fix(species: str, vocabulary: Vocabulary) -> str:
+    if species in vocabulary.other_species:
+        return f"Load the model for it: scfm.load(..., species={species!r})."
+    target = vocabulary.species[0]
+    if species in TABLES and target in TABLES:
+        return f"Convert first: adata = scfm.genes.to_orthologs(adata, source={species!r}, target={target!r})."
+    return f"Choose a model trained on {species}: `scfm models` lists species."
 
 
 def gene_rows(vocabulary: Vocabulary, genes: Sequence[str] | None) -> np.ndarray:

@@ -118,6 +118,11 @@ def _finish(adapter: Adapter, checkpoint: Checkpoint, device: str, source: str |
             f"{adapter.family} has no load option {listing(unknown)}.",
             f"It has {listing(sorted(cls.load_options)) or 'none'}.",
         )
+    if checkpoint.saved_by is not None and checkpoint.options:
+        raise InputError(
+            f"{checkpoint.folder} was written by save(), with its options; it cannot be loaded with {listing(checkpoint.options)}.",
+            "Load the authors' files with these options.",
+        )
     encoder = cls.restore(checkpoint) if checkpoint.saved_by is not None else cls.from_checkpoint(checkpoint)
     if not encoder.origin:
         encoder.origin = _origin(checkpoint, source)

@@ -9,7 +9,7 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -21,7 +21,7 @@ from scfm.unpickle import unpickle_without_tensors
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TORCH_SUFFIXES", "WRAPPERS", "read_tensors", "read_values"]
+__all__ = ["TORCH_SUFFIXES", "WRAPPERS", "kept_tensors", "read_tensors", "read_values"]
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +67,13 @@ def read_tensors(path: str | os.PathLike[str], inner: str | None = None) -> dict
 
     place = "" if inner is None else f".{quote(inner, safe='')}"
     converted = cache_dir() / "tensors" / f"{sha256(path)}{place}.safetensors"
+    return kept_tensors(converted, lambda: _state_dict(_torch_load(path), path, inner))
+
+
+def kept_tensors(converted: Path, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Tensors made once, kept in the safetensors file `converted` of the cache, and mapped into memory from then on."""
     if not _is_intact(converted):
-        tensors = _state_dict(_torch_load(path), path, inner)
+        tensors = make()
         if not _convert(tensors, converted):
             return tensors
     return _map(converted)

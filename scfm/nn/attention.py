@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["SelfAttention"]
+__all__ = ["SelfAttention", "take_rows"]
+
+
+def take_rows(x: Tensor, rows: int | Tensor | None) -> Tensor:
+    """Some positions of x (b, t, dim): the first `rows`, or each cell's own (b, rows) int64; None: all."""
+    if rows is None or isinstance(rows, int):
+        return x[:, :rows]
+    return x.gather(1, rows.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
 class SelfAttention(nn.Module):
@@ -29,7 +37,7 @@ class SelfAttention(nn.Module):
         x: Tensor,
         pad: Tensor | None = None,
         *,
-        rows: int | None = None,
+        rows: int | Tensor | None = None,
         weights: bool = False,
         source: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
@@ -40,14 +48,14 @@ class SelfAttention(nn.Module):
         x
             (b, t, dim).
         pad
-            (b, t) bool, True at keys nobody may attend to.
+            (b, t) bool, True at keys nobody may attend to; or float, added to every query's score of the key (-inf: nobody may).
         rows
-            Compute only the first `rows` queries.
+            Compute only these queries, see `take_rows`.
         weights
             Also return the attention probabilities.
-
         source
             (b, s, source_dim) what is attended to, if not `x` itself; `pad` is then (b, s).
+
         Returns
         -------
         out
@@ -55,18 +63,20 @@ class SelfAttention(nn.Module):
         weights
             (b, heads, rows or t, t), or None.
         """
-        q = self._split(self.q(x if rows is None else x[:, :rows]))  # (b, h, r, d)
         source = x if source is None else source
+        q = self._split(self.q(take_rows(x, rows)))  # (b, h, r, d)
         k, v = self._split(self.k(source)), self._split(self.v(source))  # (b, h, t, d)
         probabilities = None
         if weights:
             scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-            if pad is not None:
+            if pad is not None and pad.dtype == torch.bool:
                 scores = scores.masked_fill(pad[:, None, None, :], float("-inf"))
+            elif pad is not None:
+                scores = scores + pad[:, None, None, :]
             probabilities = scores.softmax(dim=-1)
             out = probabilities @ v
         else:
-            mask = None if pad is None else ~pad[:, None, None, :]
+            mask = None if pad is None else (~pad if pad.dtype == torch.bool else pad.to(q.dtype))[:, None, None, :]
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.o(out.transpose(1, 2).flatten(2)), probabilities
 
