@@ -27,9 +27,11 @@ __all__ = [
     "Source",
     "Values",
     "check_values",
+    "close_all",
     "describe_values",
     "open_sources",
     "sample_rows",
+    "sampled_cells",
 ]
 
 Values: TypeAlias = Literal["counts", "lognorm", "any"]
@@ -222,16 +224,39 @@ def open_sources(data: Data, layer: str | None = None) -> list[Source]:
     if isinstance(data, list | tuple):
         if not data:
             raise InputError("the list of data sets is empty.", "Give at least one AnnData or path.")
-        return [Source(item, layer) for item in data]
+        sources: list[Source] = []
+        try:
+            for item in data:
+                sources.append(Source(item, layer))
+        except BaseException:
+            close_all(sources)
+            raise
+        return sources
     return [Source(data, layer)]
 
 
-def sample_rows(source: Source, blocks: int = 4, rows: int = BLOCK_ROWS) -> sparse.csr_matrix:
-    """Up to `blocks` evenly spaced blocks of rows, enough to see what the values are."""
-    ranges = list(source.ranges(rows))
-    picked = sorted({round(i) for i in np.linspace(0, len(ranges) - 1, blocks)}) if ranges else []
-    parts = [source.take(ranges[i]) for i in picked]
+def close_all(sources: Sequence[Source]) -> None:
+    """Close the files of some sources."""
+    for source in sources:
+        source.close()
+
+
+def _sampled_ranges(source: Source) -> list[slice]:
+    """Up to four evenly spaced blocks."""
+    ranges = list(source.ranges())
+    return [ranges[i] for i in sorted({round(i) for i in np.linspace(0, len(ranges) - 1, 4)})] if ranges else []
+
+
+def sample_rows(source: Source) -> sparse.csr_matrix:
+    """Up to four evenly spaced blocks of rows, enough to see what the values are; `sampled_cells` tells which."""
+    parts = [source.take(rows) for rows in _sampled_ranges(source)]
     return sparse.vstack(parts, format="csr") if parts else sparse.csr_matrix((0, source.shape[1]), dtype=np.float32)
+
+
+def sampled_cells(source: Source) -> np.ndarray:
+    """Positions of the rows of `sample_rows` (n,) int64."""
+    rows = [np.arange(rows.start, rows.stop) for rows in _sampled_ranges(source)]
+    return np.concatenate(rows) if rows else np.zeros(0, np.int64)
 
 
 def describe_values(matrix: sparse.csr_matrix) -> str:

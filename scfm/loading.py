@@ -93,7 +93,11 @@ def _from_card(
     adapter: Adapter, card: ModelCard | None, revision: str | None, weights: str | None, options: dict[str, Any]
 ) -> Checkpoint:
     if card is None:
-        raise UnknownModelError(f"the adapter {adapter.family!r} has no card.", "Load a folder: scfm.load('./folder').")
+        raise UnknownModelError(
+            f"the adapter {adapter.family!r} of the package {adapter.distribution!r} has no card"
+            + (f" that can be read: {adapter.problem}" if adapter.problem else "."),
+            "Load a folder: scfm.load('./folder').",
+        )
     where = card.weights
     if where.package_data is not None:
         return Checkpoint(adapter.folder / where.package_data, card=card, weights_file=weights, options=options)

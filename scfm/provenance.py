@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
+from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,14 @@ __all__ = ["UNS_KEY", "attach", "fingerprint", "plain", "versions"]
 UNS_KEY = "scfm"
 
 
+@cache
+def _version(distribution: str) -> str:
+    return version(distribution)
+
+
 def versions() -> dict[str, str]:
     """Versions of the packages that decide the numbers."""
-    return {package: version(name) for package, name in (("scfm", "scfm-sdk"), ("torch", "torch"), ("numpy", "numpy"))}
+    return {package: _version(name) for package, name in (("scfm", "scfm-sdk"), ("torch", "torch"), ("numpy", "numpy"))}
 
 
 def plain(value: Any) -> Any:

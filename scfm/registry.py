@@ -19,9 +19,9 @@ from scfm.errors import ScfmError, UnknownModelError, listing
 
 if TYPE_CHECKING:
     from scfm.checkpoint import Checkpoint
-    from scfm.encoder import CellEncoder
+    from scfm.encoder import Capability, CellEncoder
 
-__all__ = ["GROUP", "Adapter", "adapters", "cards", "find", "recognize"]
+__all__ = ["GROUP", "Adapter", "able_to", "adapters", "cards", "find", "recognize"]
 
 GROUP = "scfm.adapters"
 
@@ -34,6 +34,8 @@ class Adapter:
     entry_point: EntryPoint
     folder: Path
     cards: tuple[ModelCard, ...]
+    problem: str | None = None
+    """Why its package or cards can't be read; such an adapter is listed without cards."""
 
     @property
     def distribution(self) -> str:
@@ -47,22 +49,28 @@ class Adapter:
         return (chosen or list(self.cards))[0]
 
     def load_class(self) -> type[CellEncoder]:
-        """Import the adapter class; an ImportError is blamed on its distribution."""
+        """Import the adapter class; an error is blamed on its distribution."""
         try:
             return self.entry_point.load()
-        except (ImportError, AttributeError) as error:
+        except Exception as error:  # a plugin's code may fail in any way
             raise ScfmError(
-                f"adapter {self.family!r} of the package {self.distribution!r} can't be imported: {error}",
+                f"adapter {self.family!r} of the package {self.distribution!r} can't be imported: {type(error).__name__}: {error}",
                 f"Repair or remove it: pip install --upgrade {self.distribution}",
             ) from error
 
 
-def _package_folder(entry_point: EntryPoint) -> Path | None:
+def _read(family: str, entry_point: EntryPoint) -> Adapter:
+    """An adapter with its cards. A broken plugin must not hide the others: its problem is noted, and told when it is asked for."""
+    folder = Path()
     try:
-        spec = find_spec(entry_point.module)
-    except ImportError:
-        return None
-    return Path(spec.origin).parent if spec is not None and spec.origin else None
+        spec = find_spec(entry_point.module)  # imports the parent packages
+        if spec is None or spec.origin is None:
+            return Adapter(family, entry_point, folder, (), f"there is no module {entry_point.module}")
+        folder = Path(spec.origin).parent
+        own = tuple(ModelCard.read(path) for path in sorted((folder / "cards").glob("*.toml")))
+    except Exception as error:  # a plugin's code may fail in any way
+        return Adapter(family, entry_point, folder, (), f"{type(error).__name__}: {error}")
+    return Adapter(family, entry_point, folder, own)
 
 
 @cache
@@ -77,13 +85,7 @@ def adapters() -> dict[str, Adapter]:
     found = {}
     for family, claims in sorted(by_family.items()):
         for entry_point in claims:
-            folder = _package_folder(entry_point)
-            if folder is None:  # a broken plugin must not hide the others; loading it by name explains
-                folder = Path()
-                own: tuple[ModelCard, ...] = ()
-            else:
-                own = tuple(ModelCard.read(path) for path in sorted((folder / "cards").glob("*.toml")))
-            adapter = Adapter(family, entry_point, folder, own)
+            adapter = _read(family, entry_point)
             found[family if len(claims) == 1 else f"{adapter.distribution}:{family}"] = adapter
     return found
 
@@ -109,20 +111,36 @@ def find(name: str) -> tuple[Adapter, ModelCard | None]:
     if name in known:
         adapter = known[name]
         return adapter, adapter.default_card if adapter.cards else None
-    for adapter in known.values():
-        for card in adapter.cards:
-            if card.name == name:
-                return adapter, card
-    clash = [key for key in known if key.endswith(f":{name}")]
-    if clash:
-        raise UnknownModelError(f"{len(clash)} packages provide a model {name!r}.", f"Say which: {listing(clash)}.")
-    names = sorted({*known, *(card.name for card in cards())})
+    matches = {
+        f"{adapter.distribution}:{card.name}": (adapter, card)
+        for adapter in known.values()
+        for card in adapter.cards
+        if name in (card.name, *card.aliases, f"{adapter.distribution}:{card.name}")
+    }
+    claims = sorted({*matches, *(key for key in known if key.endswith(f":{name}"))})
+    if len(claims) > 1:
+        raise UnknownModelError(f"{len(claims)} packages provide a model {name!r}.", f"Say which: {listing(claims)}.")
+    if matches:
+        return next(iter(matches.values()))
+    names = sorted({*known, *(name for card in cards() for name in (card.name, *card.aliases))})
     near = get_close_matches(name, names, n=3)
     hint = f" Did you mean {listing(near)}?" if near else ""
     raise UnknownModelError(
         f"no model {name!r}.{hint} {len(names)} names are installed.",
         "List them with `scfm models`; a folder or a hub repository is given as ./folder or org/repo.",
     )
+
+
+def able_to(capability: Capability) -> list[str]:
+    """Names of the adapters with a capability; those that can't be imported are left out."""
+    able = []
+    for name, adapter in adapters().items():
+        try:
+            if capability in adapter.load_class().capabilities:
+                able.append(name)
+        except ScfmError:
+            continue
+    return able
 
 
 def recognize(checkpoint: Checkpoint) -> Adapter:
@@ -141,8 +159,8 @@ def recognize(checkpoint: Checkpoint) -> Adapter:
         try:
             if adapter.load_class().recognizes(checkpoint):
                 claims.append(adapter)
-        except ScfmError as error:  # a broken plugin must not hide the others
-            broken.append(str(error))
+        except Exception as error:  # a broken plugin must not hide the others
+            broken.append(f"{adapter.family}: {error}")
     if len(claims) == 1:
         return claims[0]
     if claims:

@@ -55,7 +55,7 @@ class ContinuousTokenizer(Tokenizer):
             scale = np.divide(self.target_sum, totals, out=np.ones(len(totals)), where=totals > 0)
             values = values * np.repeat(scale, lengths)
         if self.log1p:
-            values = np.log1p(values)
+            values = np.log1p(values, dtype=np.float64)  # whatever the data's type
         return Tokens(
             fields={"ids": ids, "values": values.astype(np.float32)},
             offsets=offsets,

@@ -1,0 +1,90 @@
+"""Every installed adapter keeps every promise of the interface."""
+
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+
+import scfm
+from scfm.registry import adapters
+from scfm.testing import CHECKS, applicable, check_encoder, example_data
+
+PARITY = Path(__file__).parents[1] / "parity"
+
+BY_NAME = ("mini",)
+"""Models that ship their weights."""
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "cellplm/checkpoint": {"weights": "fixture_gmvae.best.ckpt"},
+    "geneformer_v1/checkpoint_cell_classifier": {"dictionaries": PARITY / "geneformer_v1/checkpoint"},
+    "geneformer_v1/checkpoint_gene_classifier": {"dictionaries": PARITY / "geneformer_v1/checkpoint"},
+    "geneformer_v2/checkpoint_cell_classifier": {"dictionaries": PARITY / "geneformer_v2/checkpoint"},
+    "geneformer_v2/checkpoint_gene_classifier": {"dictionaries": PARITY / "geneformer_v2/checkpoint"},
+    "uce/checkpoint": {"heads": 4},
+}
+"""Checkpoint folder in tests/parity -> load options for what the fixture's files do not tell."""
+
+SETTINGS: dict[str, dict[str, Any]] = {"uce/checkpoint": {"sample": 64}}
+"""Checkpoint folder -> tokenizer settings that make cells short."""
+
+
+def family_of(folder: Path) -> str | None:
+    """The adapter whose parity folder this is: named as the family, or the family and a version ("geneformer_v1")."""
+    fitting = [family for family in adapters() if folder.name == family or folder.name.startswith(f"{family}_")]
+    return max(fitting, key=len, default=None)
+
+
+def encoders() -> Iterator[tuple[str, str]]:
+    """(family, name) of a small encoder of every adapter; `load` gives it."""
+    yield "pca", "pca"
+    yield from ((name, name) for name in BY_NAME)
+    for checkpoint in sorted(PARITY.glob("*/checkpoint*")):
+        if checkpoint.is_dir() and (family := family_of(checkpoint.parent)) is not None:
+            yield family, f"{checkpoint.parent.name}/{checkpoint.name}"
+
+
+@cache
+def load(name: str) -> scfm.CellEncoder:
+    if name == "pca":
+        return fitted_pca()
+    if name in BY_NAME:
+        return scfm.load(name, device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", scfm.LicenceWarning)
+        encoder = scfm.load(PARITY / name, device="cpu", **OPTIONS.get(name, {}))
+    return encoder.with_options(**SETTINGS.get(name, {}))
+
+
+def fitted_pca() -> scfm.CellEncoder:
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(rng.gamma(0.5, 2.0, (40, 60))).astype(np.float32)
+    reference = AnnData(counts, var=pd.DataFrame(index=[f"gene {i}" for i in range(60)]))
+    return scfm.load("pca", device="cpu", components=6, top_genes=40).fit(reference)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("name", [name for _, name in encoders()])
+def test_encoder_keeps_its_promises(name: str, check: str) -> None:
+    encoder = load(name)
+    if check not in applicable(encoder):
+        pytest.skip("is for models whose cells see each other, or for those whose cells do not")
+    check_encoder(encoder, checks=[check])
+
+
+def test_every_installed_adapter_is_checked() -> None:
+    assert sorted({family for family, _ in encoders()}) == sorted(adapters())
+
+
+@pytest.mark.parametrize("name", [name for _, name in encoders()])
+def test_example_data_fit_the_encoder(name: str) -> None:
+    encoder = load(name)
+    data = example_data(encoder)
+    report = encoder.check(data)
+    assert report.empty_cells == 0
+    assert report.genes.matched < report.genes.features
