@@ -116,6 +116,8 @@ class Network(nn.Module, ABC):
     """Number of layers whose states and attention can be asked for."""
     heads: frozenset[str] = frozenset()
     """Names of further outputs this network can give."""
+    token_cost: int = 1
+    """Memory of a token, in those of a plain encoder: batches hold so many times fewer. More than 1 where states are kept between passes."""
 
     @abstractmethod
     def forward(self, batch: Batch, request: Request = Request()) -> Encoded:

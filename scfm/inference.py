@@ -279,7 +279,7 @@ def encode(
     With `empty_cells="nan"`, cells without an expressed known gene are in no batch.
     """
     device, network = encoder.device, encoder.network
-    budget, most = _TOKEN_BUDGET.get(device.type, 16_384), _MOST_CELLS.get(device.type, 512)
+    budget, most = _TOKEN_BUDGET.get(device.type, 16_384) // network.token_cost, _MOST_CELLS.get(device.type, 512)
     if batch_size != "auto":
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size}; it must be at least 1, or 'auto'.")

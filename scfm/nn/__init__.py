@@ -2,6 +2,7 @@
 
 from scfm.nn.attention import SelfAttention
 from scfm.nn.bert import BertEmbedding, bert_keys
+from scfm.nn.causal import CausalAttention, KeyValues
 from scfm.nn.embeddings import NormedEmbedding, SoftBinEmbedding, ValueMLP, over_distinct, sinusoids
 from scfm.nn.heads import MLPClassifier
 from scfm.nn.norms import DomainNorm
@@ -10,7 +11,9 @@ from scfm.nn.stack import TransformerLayer, TransformerStack
 
 __all__ = [
     "BertEmbedding",
+    "CausalAttention",
     "DomainNorm",
+    "KeyValues",
     "MLPClassifier",
     "NormedEmbedding",
     "PerformerAttention",

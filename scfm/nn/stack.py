@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scfm.nn.attention import SelfAttention
+from scfm.nn.attention import SelfAttention, take_rows
+from scfm.nn.causal import KeyValues
 
 __all__ = ["StackOutput", "TransformerLayer", "TransformerStack"]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
 
 
 @dataclass
@@ -26,11 +34,12 @@ class TransformerLayer(nn.Module):
     """One transformer layer.
 
     post-norm: ``x = norm1(x + attention(x)); x = norm2(x + ff2(act(ff1(x))))``;
-    pre-norm: ``x = x + attention(norm1(x)); x = x + ff2(act(ff1(norm2(x))))``.
+    pre-norm: ``x = x + attention(norm1(x)); x = x + ff2(act(ff1(norm2(x))))``;
+    "normed": ``x = norm1(x); x = x + attention(x); x = norm2(x); x = x + ff2(act(ff1(x)))``, so that normalised states are added to.
     With "swiglu", ``act(ff1(x))`` is ``silu(gate(x)) * ff1(x)``.
 
     `attention` replaces the softmax attention by another module of the same interface, e.g. `PerformerAttention`; `bias` is whether
-    the Linears of attention and feed-forward have biases.
+    the Linears of attention and feed-forward have biases, `norm_bias` whether the LayerNorms do.
     """
 
     def __init__(
@@ -39,11 +48,12 @@ class TransformerLayer(nn.Module):
         heads: int,
         hidden: int,
         *,
-        activation: Literal["relu", "gelu", "swiglu"] = "relu",
-        norm: Literal["post", "pre"] = "post",
+        activation: Literal["relu", "gelu", "gelu_tanh", "swiglu"] = "relu",
+        norm: Literal["post", "pre", "normed"] = "post",
         dropout: float = 0.0,
         eps: float = 1e-5,
         bias: bool = True,
+        norm_bias: bool = True,
         attention: nn.Module | None = None,
     ) -> None:
         super().__init__()
@@ -51,30 +61,34 @@ class TransformerLayer(nn.Module):
         self.gate = nn.Linear(dim, hidden, bias=bias) if activation == "swiglu" else None
         self.ff1 = nn.Linear(dim, hidden, bias=bias)
         self.ff2 = nn.Linear(hidden, dim, bias=bias)
-        self.norm1 = nn.LayerNorm(dim, eps=eps)
-        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.norm1 = nn.LayerNorm(dim, eps=eps, bias=norm_bias)
+        self.norm2 = nn.LayerNorm(dim, eps=eps, bias=norm_bias)
         self.dropout = nn.Dropout(dropout)
-        self.activation = F.relu if activation == "relu" else F.gelu
-        self.pre_norm = norm == "pre"
+        self.activation = ACTIVATIONS.get(activation, F.gelu)
+        self.norm = norm
 
     def forward(
         self,
         x: Tensor,
         pad: Tensor | None = None,
         *,
-        rows: int | None = None,
+        rows: int | Tensor | None = None,
         weights: bool = False,
         keys: int | None = None,
+        cache: KeyValues | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """States (b, rows or t, dim) and, on request, attention (b, heads, rows or t, keys or t); `keys`: so many are attended to."""
-        normed = self.norm1(x) if self.pre_norm else x
-        part = {} if keys is None else {"source": normed[:, :keys]}
+        normed = x if self.norm == "post" else self.norm1(x)
+        part: dict[str, Any] = {} if keys is None else {"source": normed[:, :keys]}
+        if cache is not None:
+            part["cache"] = cache
         attended, probabilities = self.attention(normed, pad, rows=rows, weights=weights, **part)
-        x = (x if rows is None else x[:, :rows]) + self.dropout(attended)
-        if self.pre_norm:
-            return x + self.dropout(self._feed_forward(self.norm2(x))), probabilities
-        x = self.norm1(x)
-        return self.norm2(x + self.dropout(self._feed_forward(x))), probabilities
+        x = take_rows(normed if self.norm == "normed" else x, rows) + self.dropout(attended)
+        if self.norm == "post":
+            x = self.norm1(x)
+            return self.norm2(x + self.dropout(self._feed_forward(x))), probabilities
+        normed = self.norm2(x)
+        return (normed if self.norm == "normed" else x) + self.dropout(self._feed_forward(normed)), probabilities
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         hidden = self.activation(self.ff1(x)) if self.gate is None else F.silu(self.gate(x)) * self.ff1(x)
@@ -90,10 +104,11 @@ class TransformerStack(nn.ModuleList):
         pad: Tensor | None = None,
         *,
         layers: int | None = None,
-        rows: int | None = None,
+        rows: int | Tensor | None = None,
         attention: Collection[int] = (),
         start: int = 0,
         keys: int | None = None,
+        cache: Sequence[KeyValues] | None = None,
     ) -> StackOutput:
         """States after some layers.
 
@@ -104,15 +119,17 @@ class TransformerStack(nn.ModuleList):
         pad
             (b, t) bool, True at padding.
         layers
-            How many layers to run; all by default.
+            After how many layers to stop; all by default.
         rows
-            Positions needed of the last of them: its other rows are not computed.
+            Positions needed of the last of them, so many first ones, or each cell's own (b, rows) int64: its other rows are not computed.
         attention
             Numbers of the layers whose attention is returned.
         start
             First layer to run: `x` are the states after this many.
         keys
             Only the first `keys` positions are attended to; `pad` is then (b, keys).
+        cache
+            With `CausalAttention`, one for each layer: filled by the first call; in later ones `x` is the next token of each cell.
         """
         count = len(self) if layers is None else layers
         kept: dict[int, Tensor] = {}
@@ -122,8 +139,10 @@ class TransformerStack(nn.ModuleList):
             if i >= count:
                 break
             last = rows if i == count - 1 else None
-            part = {} if keys is None else {"keys": keys}
+            part: dict[str, Any] = {} if keys is None else {"keys": keys}
+            if cache is not None:
+                part["cache"] = cache[i]
             x, probabilities = layer(x, pad, rows=last, weights=i in attention, **part)
             if probabilities is not None:
                 kept[i] = probabilities
-        return StackOutput(x if rows is None else x[:, :rows], kept)
+        return StackOutput(take_rows(x, rows) if start >= count else x, kept)
