@@ -13,7 +13,7 @@ import numpy as np
 from scfm.cells import Block
 from scfm.genes import Vocabulary, gene_rows
 from scfm.tokenizers import Tokenizer, Tokens
-from scfm.tokenizers.base import ordered_entries, row_sums
+from scfm.tokenizers.base import dense, ordered_entries, row_sums
 
 DEPTH_FLOOR = 5.0  # so that the depth tokens are the same for all cells below 100,000 counts
 MASK = -1.0
@@ -47,7 +47,7 @@ class DenseTokenizer(Tokenizer):
     def counts(self, block: Block) -> np.ndarray:
         """Counts of the listed genes (n_cells, n_genes) float32; 0 where the data have no such gene."""
         ids, values, offsets = ordered_entries(block)
-        return self._dense(ids, values.astype(np.float32), offsets)
+        return dense(ids, values.astype(np.float32), offsets, len(self.vocabulary.genes))
 
     def tokenize(self, block: Block, seed: int = 0) -> Tokens:
         """Tokens of a block: fields "ids" int32, "values" float32, and "present" uint8, 1 where the data have the gene."""
@@ -60,24 +60,19 @@ class DenseTokenizer(Tokenizer):
         share = counts.astype(np.float32) / np.repeat(totals.astype(np.float32), expressed)
         values = torch.log1p(torch.from_numpy(share * np.float32(1e4))).numpy()  # numpy's log1p has other last bits
         depth = np.maximum(np.log10(np.maximum(totals, 1)), DEPTH_FLOOR).astype(np.float32)
-        dense = np.empty((n, genes + 2), dtype=np.float32)
-        dense[:, :genes] = self._dense(ids, values, offsets)
-        dense[:, gene_rows(self.vocabulary, self.masked)] = MASK
-        dense[:, genes:] = depth[:, None]
+        full = np.empty((n, genes + 2), dtype=np.float32)
+        full[:, :genes] = dense(ids, values, offsets, genes)
+        full[:, gene_rows(self.vocabulary, self.masked)] = MASK
+        full[:, genes:] = depth[:, None]
         present = np.zeros(genes + 2, dtype=np.uint8)
         present[block.alignment.tokens[block.alignment.tokens >= 0]] = 1
         present[genes:] = 1
         return Tokens(
             fields={
                 "ids": np.tile(np.arange(genes + 2, dtype=np.int32), n),
-                "values": dense.reshape(-1),
+                "values": full.reshape(-1),
                 "present": np.tile(present, n),
             },
             offsets=np.arange(n + 1, dtype=np.int64) * (genes + 2),
             expressed=expressed,
         )
-
-    def _dense(self, ids: np.ndarray, values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-        dense = np.zeros((len(offsets) - 1, len(self.vocabulary.genes)), dtype=np.float32)
-        dense[np.repeat(np.arange(len(dense)), np.diff(offsets)), ids] = values
-        return dense

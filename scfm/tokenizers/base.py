@@ -22,6 +22,7 @@ __all__ = [
     "Tokenizer",
     "Tokens",
     "append",
+    "dense",
     "known_entries",
     "ordered_entries",
     "prepend",
@@ -176,6 +177,16 @@ class Tokenizer(ABC):
         """Columns of `obs` that `tokenize` reads; the data must have them."""
         return ()
 
+    @property
+    def obs_values(self) -> Mapping[str, tuple[str, ...]]:
+        """Column among `obs_columns` -> what it may hold, where the model knows certain values only."""
+        return {}
+
+    @property
+    def obs_fix(self) -> str:
+        """What to type where a column of `obs_columns` is missing."""
+        return "name another with with_options(...)"
+
     def stream(self, seed: int = 0) -> _Stream:
         """A function block -> Tokens for one run over a data set."""
         return lambda block: self.tokenize(block, seed)
@@ -254,6 +265,13 @@ def row_sums(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """Sum of every row of a ragged array (n_rows,) float64."""
     lengths = np.diff(offsets)
     return np.bincount(np.repeat(np.arange(len(lengths)), lengths), weights=values, minlength=len(lengths))
+
+
+def dense(ids: np.ndarray, values: np.ndarray, offsets: np.ndarray, width: int) -> np.ndarray:
+    """Ragged rows as a matrix (n_rows, width) with 0 where a row has no entry; `ids` are the columns."""
+    out = np.zeros((len(offsets) - 1, width), dtype=values.dtype)
+    out[np.repeat(np.arange(len(out)), np.diff(offsets)), ids] = values
+    return out
 
 
 def append(array: np.ndarray, offsets: np.ndarray, values: np.ndarray) -> np.ndarray:
