@@ -27,7 +27,7 @@ class InputContract(_Frozen):
 
     values: Literal["counts", "lognorm", "any"] = "counts"
     """Unit of the matrix: raw integer counts, log1p of counts per 10,000, or either."""
-    genes: Literal["symbol", "ensembl", "any"] = "symbol"
+    genes: Literal["symbol", "ensembl", "locus", "region", "any"] = "symbol"
     """Kind of feature identifier the vocabulary holds."""
     obs: tuple[str, ...] = ()
     """Columns of `obs` the model can use, e.g. a batch key."""

@@ -190,7 +190,8 @@ class _Tally:
 
         if self.listed and self.rows and not self.whitelisted:
             raise InputError(
-                f"none of the {len(self.rows):,} barcodes is in {path}; listed {listing(self.rows, 2)}, there {listing(sorted(self.seen), 2)}.",
+                f"none of the {len(self.rows):,} barcodes is in {path}; listed {listing(self.rows, 2)}, "
+                f"there {listing(sorted(self.seen), 2)}.",
                 "Give barcodes as the file spells them, e.g. with or without the suffix '-1'.",
             )
         if self.keys:

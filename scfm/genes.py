@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from scipy import sparse
 
 from scfm.errors import CheckpointError, GeneMatchError, InputError, SpeciesError, listing
 from scfm.gene_tables import id_kind, species_of, strip_version, to_ensembl, to_orthologs, to_symbols
@@ -25,6 +26,7 @@ __all__ = [
     "GeneReport",
     "Vocabulary",
     "align",
+    "feature_names",
     "id_kind",
     "species_of",
     "strip_version",
@@ -49,7 +51,7 @@ class Vocabulary:
     tokens
         Token strings; position = id. Genes and special tokens alike.
     ids
-        Kind of gene identifier: "symbol" or "ensembl".
+        Kind of identifier: "symbol", "ensembl" or "locus" (AT1G01010, of plants) of genes, or "region" (``chrom:start-end``).
     species
         Species whose genes these are.
     special
@@ -62,20 +64,25 @@ class Vocabulary:
         Per-token numbers the tokenizer needs (n_tokens,) float64, e.g. medians; NaN for special tokens.
     other_species
         Species that the same checkpoint can be loaded for instead, with `scfm.load(..., species=...)`.
+    build
+        Genome build of regions, e.g. "hg38".
     """
 
     tokens: tuple[str, ...]
-    ids: Literal["symbol", "ensembl"]
+    ids: Literal["symbol", "ensembl", "locus", "region"]
     species: tuple[str, ...] = ("human",)
     special: Mapping[str, str] = field(default_factory=dict)
     fold_case: bool = False
     aliases: Mapping[str, str] = field(default_factory=dict)
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
     other_species: tuple[str, ...] = ()
+    build: str | None = None
 
     def __post_init__(self) -> None:
         columns = {name: np.asarray(column, dtype=np.float64) for name, column in self.columns.items()}
-        object.__setattr__(self, "columns", columns)  # the type that `load` gives: equal arithmetic before and after saving
+        object.__setattr__(
+            self, "columns", columns
+        )  # the type that `load` gives: equal arithmetic before and after saving
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -193,14 +200,27 @@ class Alignment:
         The identifiers that were matched (n_features,) object.
     report
         What matched.
+    projection
+        Where features do not map one to one (peaks that overlap regions): the matrix to multiply the data by (n_data_features, n_features)
+        float32 CSR; `tokens` are those of its columns.
     """
 
     tokens: np.ndarray
     names: np.ndarray
     report: GeneReport
+    projection: sparse.csr_matrix | None = None
+
+    def columns(self, matrix: sparse.csr_matrix) -> sparse.csr_matrix:
+        """The data in columns that have a token each, (n_cells, n_features) CSR with sorted indices."""
+        if self.projection is None:
+            return matrix
+        projected = sparse.csr_matrix(matrix @ self.projection)
+        projected.sort_indices()
+        return projected
 
 
-def _feature_names(var: pd.DataFrame, gene_column: str | None) -> np.ndarray:
+def feature_names(var: pd.DataFrame, gene_column: str | None) -> np.ndarray:
+    """Identifiers of the features (n_features,) object: `var_names`, or a column of `var`."""
     if gene_column is None or gene_column == "index":
         return var.index.astype(str).to_numpy(dtype=object)
     if gene_column not in var.columns:
@@ -218,7 +238,7 @@ def _better_column(var: pd.DataFrame, vocabulary: Vocabulary, matched: int) -> s
         "index",
         *(c for c in var.columns if var[c].dtype == object or str(var[c].dtype) in ("category", "string", "str")),
     ]:
-        count = int((vocabulary.lookup(_feature_names(var, column)) >= 0).sum())
+        count = int((vocabulary.lookup(feature_names(var, column)) >= 0).sum())
         if count > best:
             best, best_column = count, column
     return best_column
@@ -278,7 +298,7 @@ def align(
         Less than half of the counts (without `totals`: of the features) are in matched features, and less than half of the
         model's genes are among them.
     """
-    raw = _feature_names(var, gene_column)
+    raw = feature_names(var, gene_column)
     names = _mapped(raw, vocabulary) if map_genes else raw
     tokens = vocabulary.lookup(names)
     known = tokens >= 0
@@ -307,11 +327,13 @@ def _refuse_poor_match(
     report: GeneReport, names: np.ndarray, var: pd.DataFrame, vocabulary: Vocabulary, model: str
 ) -> None:
     species = species_of(names)
-    tells = id_kind(names) != "symbol" or any(s in TABLES for s in vocabulary.species)  # symbols tell human from mouse only
+    tells = (
+        id_kind(names) != "symbol" or vocabulary.ids == "locus" or any(s in TABLES for s in vocabulary.species)
+    )  # symbols tell human from mouse only
     if tells and species.name is not None and not {species.name, "any"} & set(vocabulary.species):
         raise SpeciesError(
             f"the features look like {species.name} genes ({species.share:.0%} of those recognised, e.g. {names[0]!r}); "
-            f"{model} knows {listing(vocabulary.species)}.",
+            f"{model} knows {listing(vocabulary.species)}{_example(vocabulary)}.",
             _species_fix(species.name, vocabulary),
         )
     share = report.counts_matched if report.counts_matched is not None else report.matched / max(report.features, 1)
@@ -323,10 +345,10 @@ def _refuse_poor_match(
     kind = id_kind(names)
     if better is not None:
         fix = f"Pass gene_column={better!r} (found in adata.var)."
-    elif not report.mapped and kind in ("symbol", "ensembl"):
+    elif not report.mapped and kind in ("symbol", "ensembl") and vocabulary.ids != "locus":
         fix = "Pass map_genes=True to strip versions and map identifiers with the shipped GENCODE tables, or gene_column=<var column>."
     else:
-        fix = f"Put {vocabulary.ids} identifiers in var_names or in a var column and pass gene_column=."
+        fix = f"Put {vocabulary.ids} identifiers{_example(vocabulary)} in var_names or in a var column and pass gene_column=."
     weighed = "" if report.counts_matched is None else f" with {report.counts_matched:.1%} of the counts"
     raise GeneMatchError(
         f"{report.matched:,} of {report.features:,} features{weighed} match {model}'s {vocabulary.ids} identifiers; "
@@ -334,6 +356,11 @@ def _refuse_poor_match(
         f"({listing([str(n) for n in names[:2]])}).",
         fix,
     )
+
+
+def _example(vocabulary: Vocabulary) -> str:
+    """What the identifiers look like, where the kind alone does not tell."""
+    return f" (genes such as {vocabulary.tokens[vocabulary.genes[0]]!r})" if vocabulary.ids == "locus" else ""
 
 
 def _species_fix(species: str, vocabulary: Vocabulary) -> str:

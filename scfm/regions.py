@@ -19,12 +19,24 @@ import numpy as np
 from scipy import sparse
 
 from scfm._lazy import optional
-from scfm.errors import InputError, SpeciesError, listing
+from scfm.errors import GeneMatchError, InputError, SpeciesError, listing
+from scfm.genes import MIN_SHARE, Alignment, GeneReport, Vocabulary, feature_names
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["BUILDS", "Build", "Regions", "lift_over", "overlap_matrix", "overlaps", "possible_builds"]
+__all__ = [
+    "BUILDS",
+    "Build",
+    "RegionIndex",
+    "Regions",
+    "align_regions",
+    "lift_over",
+    "overlap_matrix",
+    "overlaps",
+    "possible_builds",
+    "require_build",
+]
 
 _NAME = r"^(?P<chrom>.+?)[:\-_](?P<start>[\d,]+)[\-_](?P<end>[\d,]+)$"
 _CHROMOSOME = 1 << 40  # room for one chromosome's coordinates in a joint axis
@@ -278,6 +290,69 @@ def overlap_matrix(peaks: Regions, reference: Regions) -> sparse.csr_matrix:
     row, column = overlaps(peaks, reference)
     ones = np.ones(len(row), dtype=np.float32)
     return sparse.csr_matrix((ones, (row, column)), shape=(len(peaks), len(reference)))
+
+
+def align_regions(
+    var: pd.DataFrame,
+    vocabulary: Vocabulary,
+    *,
+    model: str,
+    gene_column: str | None = None,
+    map_genes: bool = False,
+    totals: np.ndarray | None = None,
+) -> Alignment:
+    """Match the peaks of a data set to a model's regions: by name, or by overlap when asked for.
+
+    Parameters
+    ----------
+    var, vocabulary, model, gene_column, totals
+        As for `scfm.genes.align`.
+    map_genes
+        Count a peak in every region that it overlaps by at least one base (the counts of all peaks that overlap a region are summed).
+        The peaks must be of the vocabulary's genome build.
+
+    Returns
+    -------
+    Alignment
+
+    Raises
+    ------
+    InputError
+        The features are no regions, or of another build.
+    GeneMatchError
+        Less than half of the counts are in peaks that the model knows.
+    """
+    names = feature_names(var, gene_column)
+    peaks = Regions.from_names(names)
+    tokens = vocabulary.lookup(peaks.names)
+    known, projection = tokens >= 0, None
+    if map_genes:
+        assert vocabulary.build is not None
+        require_build(peaks, vocabulary.build, stated=None, model=model)
+        tokens = vocabulary.genes
+        projection = overlap_matrix(peaks, Regions.from_names([vocabulary.tokens[i] for i in tokens]))
+        known = np.diff(projection.indptr) > 0
+    share = None
+    if totals is not None and (total := float(totals.sum())) > 0:
+        share = float(totals[known].sum()) / total
+    report = GeneReport(
+        column=gene_column or "index",
+        features=len(names),
+        matched=int(known.sum()),
+        duplicates=0 if map_genes else int(known.sum()) - len(np.unique(tokens[known])),
+        mapped=map_genes,
+        counts_matched=share,
+        unmatched=tuple(str(name) for name in names[~known][:5]),
+    )
+    if not report.matched or (report.matched / len(names) if share is None else share) < MIN_SHARE:
+        how = "overlap" if map_genes else "are"
+        fix = (
+            f"Is the build {vocabulary.build}? If so, call peaks on more regions or start from fragments (scfm.fragments.count_fragments)."
+            if map_genes
+            else f"Pass map_genes=True to count these peaks in the {vocabulary.build} regions they overlap, or start from fragments."
+        )
+        raise GeneMatchError(f"{report.matched:,} of {report.features:,} peaks {how} regions of {model}.", fix)
+    return Alignment(tokens, names, report, projection)
 
 
 def lift_over(regions: Regions, chain: str | PathLike[str]) -> tuple[Regions, np.ndarray]:

@@ -11,6 +11,7 @@ import numpy as np
 from scipy import sparse
 
 from scfm.cells import Block
+from scfm.errors import InputError, listing
 from scfm.genes import Vocabulary
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ __all__ = [
     "Batch",
     "Tokenizer",
     "Tokens",
+    "batch_labels",
     "append",
     "dense",
     "known_entries",
@@ -211,6 +213,27 @@ def ragged_positions(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
     return np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
+
+
+def batch_labels(block: Block, key: str | None, batches: Sequence[str]) -> dict[str, np.ndarray]:
+    """The batch label of each cell, as `Tokens.cells` holds it: {"batch": (n_cells,) int64}, or nothing without a key.
+
+    Raises
+    ------
+    InputError
+        A cell is of a batch the checkpoint does not know.
+    """
+    if key is None:
+        return {}
+    known = {name: i for i, name in enumerate(batches)}
+    names = block.obs[key].astype(str)
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise InputError(
+            f"obs[{key!r}] has batches unknown to the checkpoint: {listing(unknown)}; it knows {listing(batches)}.",
+            "Fine-tune on these batches, or pass a batch_key whose values are among them.",
+        )
+    return {"batch": names.map(known).to_numpy(dtype=np.int64)}
 
 
 def known_entries(block: Block) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

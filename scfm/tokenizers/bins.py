@@ -9,14 +9,14 @@ else; `ties="upstream"` draws from numpy's legacy stream in the order of the cel
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from scfm.cells import Block
-from scfm.errors import InputError, listing
+from scfm.errors import InputError
 from scfm.genes import Vocabulary
-from scfm.tokenizers.base import Tokenizer, Tokens, known_entries, prepend, ragged_positions
+from scfm.tokenizers.base import Tokenizer, Tokens, batch_labels, known_entries, prepend, ragged_positions
 from scfm.tokenizers.hashing import cell_hash, mix32, token_hash
 from scfm.tokenizers.quantiles import bin_ranges
 
@@ -74,6 +74,7 @@ class BinTokenizer(Tokenizer):
     batch_key: str | None = None
     batches: tuple[str, ...] = ()
     _gene_hash: np.ndarray = field(init=False, repr=False, compare=False)
+    random: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.ties not in ("cell", "upstream"):
@@ -84,6 +85,11 @@ class BinTokenizer(Tokenizer):
     def sequential(self) -> bool:  # type: ignore[override]
         """Whether blocks must come in order."""
         return self.ties == "upstream"
+
+    @property
+    def obs_columns(self) -> tuple[str, ...]:
+        """The batch key, where one is set."""
+        return () if self.batch_key is None else (self.batch_key,)
 
     def settings(self) -> dict[str, Any]:
         """Plain values that, with the vocabulary, rebuild the tokenizer."""
@@ -139,7 +145,7 @@ class BinTokenizer(Tokenizer):
             offsets=offsets,
             expressed=expressed,
             padding={"ids": self.vocabulary.id("pad"), "values": self.pad_value},
-            cells={"batch": self._labels(block)} if self.batch_key is not None else {},
+            cells=batch_labels(block, self.batch_key, self.batches),
         )
 
     def _normalised(self, values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -148,7 +154,7 @@ class BinTokenizer(Tokenizer):
             totals = np.bincount(np.repeat(np.arange(len(lengths)), lengths), weights=values, minlength=len(lengths))
             scale = np.divide(self.target_sum, totals, out=np.ones_like(totals), where=totals > 0)
             values = values * np.repeat(scale, lengths)
-        return np.log1p(values) if self.log1p else values
+        return np.log1p(values, dtype=np.float64) if self.log1p else values  # whatever the data's type
 
     def _draws(self, ids: np.ndarray, values: np.ndarray, offsets: np.ndarray, seed: int) -> np.ndarray:
         """A random number of each entry's own (n_entries,) uint32."""
@@ -171,33 +177,23 @@ class BinTokenizer(Tokenizer):
     def _subset(
         self, offsets: np.ndarray, room: int, draws: np.ndarray | None, permutations: torch.Generator | None
     ) -> np.ndarray | None:
-        """Positions kept of cells with more than `room` genes; None when none is that long."""
+        """Which entries are kept of cells with more than `room` genes (a mask, or positions); None when no cell is that long."""
         lengths = np.diff(offsets)
         if not (lengths > room).any():
             return None
         if draws is None:
             assert permutations is not None
             return _permuted(offsets, room, permutations)
-        rank = mix32(draws + np.uint32(1))
         long = np.flatnonzero(lengths > room)
         positions = ragged_positions(offsets[long], lengths[long])
-        order = np.lexsort((rank[positions], np.repeat(long, lengths[long])))  # by cell, then by draw
+        rank = mix32(draws[positions] + np.uint32(1)).astype(np.uint64)
+        order = np.argsort(
+            np.repeat(long.astype(np.uint64) << np.uint64(32), lengths[long]) | rank
+        )  # by cell, then by draw
         late = ragged_positions(np.concatenate([[0], np.cumsum(lengths[long])[:-1]]) + room, lengths[long] - room)
         mask = np.ones(int(offsets[-1]), dtype=bool)
         mask[positions[order[late]]] = False
-        return np.flatnonzero(mask)
-
-    def _labels(self, block: Block) -> np.ndarray:
-        """Batch label of each cell (n_cells,) int64."""
-        known = {name: i for i, name in enumerate(self.batches)}
-        names = block.obs[self.batch_key].astype(str)
-        unknown = sorted(set(names) - set(known))
-        if unknown:
-            raise InputError(
-                f"obs[{self.batch_key!r}] has batches unknown to the checkpoint: {listing(unknown)}; it knows {listing(self.batches)}.",
-                "Fine-tune on these batches, or pass a batch_key whose values are among them.",
-            )
-        return names.map(known).to_numpy(dtype=np.int64)
+        return mask
 
 
 def _permuted(offsets: np.ndarray, room: int, permutations: torch.Generator) -> np.ndarray:
