@@ -120,7 +120,7 @@ def read(
         if missing := [column for column in columns if column not in part.source.obs.columns]:
             raise InputError(
                 f"obs of {part.source.label} has no column {listing(missing)} (columns: {listing(map(str, part.source.obs.columns))}).",
-                f"{encoder.name} reads it; name another with with_options(batch_key=...).",
+                f"{encoder.name} reads it; {encoder.tokenizer.obs_fix}.",
             )
     return Reading(parts, expected, columns)
 

@@ -70,21 +70,45 @@ class RankTokenizer(Tokenizer):
         ids, values, _, offsets = known_entries(block)
         if self.duplicates == "sum" and block.alignment.report.duplicates:
             ids, values, offsets = summed(ids, values, offsets, len(self.vocabulary))
-        scores = values.astype(np.float64)
-        if self.scale is not None:
-            scores /= self.vocabulary.columns[self.scale][ids]
-        order, kept = ranked(scores, ids, offsets, self.context - len(self.prefix) - len(self.suffix))
-        before, after = self._special(self.prefix, len(block)), self._special(self.suffix, len(block))
+        before, after = self.before(block), self.after(block)
+        room = self.context - before.shape[1] - after.shape[1]
+        order, kept = self.order(self.scores(block, ids, values, offsets), ids, offsets, room)
         pad = self.vocabulary.id("pad")
         fields = {}
-        fields["ids"], place = framed(ids[order], kept, before, after, pad)
+        fields["ids"], place = framed(ids[order], kept, before, after, pad, width=self.least)
         if self.keep_values:
             zero = np.zeros_like
-            fields["values"] = framed(values[order].astype(np.float32), kept, zero(before), zero(after), 0)[0]
+            body = values[order].astype(np.float32)
+            fields["values"] = framed(body, kept, zero(before), zero(after), 0, width=self.least)[0]
         return Tokens(fields=fields, offsets=place, expressed=np.diff(offsets), padding={"ids": pad, "values": 0.0})
 
+    # What a model may do otherwise
+
+    @property
+    def least(self) -> int:
+        """Least tokens of a cell; shorter ones are filled up with "pad"."""
+        return 1
+
+    def scores(self, block: Block, ids: np.ndarray, values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        """What genes are ranked by (n_entries,) float64, finite."""
+        scores = values.astype(np.float64)
+        return scores if self.scale is None else scores / self.vocabulary.columns[self.scale][ids]
+
+    def order(
+        self, scores: np.ndarray, ids: np.ndarray, offsets: np.ndarray, most: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`ranked`, or another order of equal scores."""
+        return ranked(scores, ids, offsets, most)
+
+    def before(self, block: Block) -> np.ndarray:
+        """Special tokens in front of the genes (n_cells, n) int32."""
+        return self._special(self.prefix, len(block))
+
+    def after(self, block: Block) -> np.ndarray:
+        """Special tokens behind the genes (n_cells, n) int32."""
+        return self._special(self.suffix, len(block))
+
     def _special(self, roles: tuple[str, ...], n_cells: int) -> np.ndarray:
-        """(n_cells, n_roles) int32 token ids."""
         return np.tile(np.array([self.vocabulary.id(role) for role in roles], dtype=np.int32), (n_cells, 1))
 
 
