@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from anndata import AnnData
 
 import scfm
@@ -58,6 +59,9 @@ def load(name: str) -> scfm.CellEncoder:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", scfm.LicenceWarning)
         encoder = scfm.load(PARITY / name, device="cpu", **OPTIONS.get(name, {}))
+    if name == "langcell/checkpoint":
+        # The fixture's bias is minus the mean projection of its cells, which cancels nine tenths of it and magnifies rounding tenfold.
+        torch.nn.init.zeros_(encoder.network.projection.bias)
     return encoder.with_options(**SETTINGS.get(name, {}))
 
 
