@@ -117,7 +117,7 @@ class Network(nn.Module, ABC):
     heads: frozenset[str] = frozenset()
     """Names of further outputs this network can give."""
     token_cost: int = 1
-    """Memory of a token, in those of a plain encoder: batches hold so many times fewer. More than 1 where states are kept between passes."""
+    """Memory of a token, in those of a plain encoder: batches hold so many times fewer. Above 1 where states are kept between passes."""
 
     @abstractmethod
     def forward(self, batch: Batch, request: Request = Request()) -> Encoded:
@@ -234,10 +234,15 @@ class CellEncoder(ABC):
         return torch.device("cpu") if tensor is None else tensor.device
 
     def to(self, device: str | torch.device) -> Self:
-        """Move the network to a device ("cpu", "cuda", "cuda:1", "mps", or "auto")."""
+        """Move the network to a device ("cpu", "cuda", "cuda:1", "mps", or "auto", which leaves float64 on the CPU where MPS lacks it)."""
         from scfm.inference import resolve_device
 
-        self.network.to(resolve_device(device))
+        target = resolve_device(device)
+        if target.type == "mps" and any(tensor.dtype == torch.float64 for tensor in self.network.state_dict().values()):
+            if str(device) != "auto":
+                raise InputError(f"{self.name} computes in float64, which {target} lacks.", "Pass device='cpu'.")
+            target = torch.device("cpu")
+        self.network.to(target)
         return self
 
     def __repr__(self) -> str:
