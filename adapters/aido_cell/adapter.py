@@ -11,7 +11,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -21,7 +21,7 @@ from scfm.adapters.aido_cell.weights import KEYS
 from scfm.cards import ModelCard
 from scfm.checkpoint import Checkpoint
 from scfm.encoder import Capability, CellEncoder
-from scfm.errors import CheckpointError, listing
+from scfm.errors import CheckpointError, InputError, listing
 from scfm.genes import Vocabulary
 
 HERE = Path(__file__).parent
@@ -29,11 +29,18 @@ VARIANTS = {128: "3m", 256: "10m", 640: "100m"}  # width -> card
 
 
 class AIDOCell(CellEncoder):
-    """The released sizes 3M, 10M and 100M."""
+    """The released sizes 3M, 10M and 100M.
+
+    Load options
+    ------------
+    genes
+        Path of the gene list (`OS_scRNA_gene_index.*.tsv`) of weights with other genes, where the folder has none.
+    """
 
     Config = AIDOCellConfig
     capabilities = frozenset({Capability.EMBED, Capability.GENE_EMBEDDINGS, Capability.ATTENTION})
     poolings = ("present", "genes", "max")
+    load_options: ClassVar = frozenset({"genes"})
 
     @classmethod
     def recognizes(cls, checkpoint: Checkpoint) -> bool:
@@ -102,18 +109,22 @@ def _config(checkpoint: Checkpoint, c: dict[str, Any]) -> AIDOCellConfig:
 
 
 def _vocabulary(checkpoint: Checkpoint, genes: int) -> Vocabulary:
-    """The folder's `OS_scRNA_gene_index.*.tsv`, else the shipped list of 19,264 symbols; then the two depth tokens."""
-    own = [name for name in checkpoint.files() if name.startswith("OS_scRNA_gene_index.")]
+    """The option `genes` or the folder's `OS_scRNA_gene_index.*.tsv`, else the shipped list of 19,264 symbols; then the depth tokens."""
+    own = [checkpoint.path(name) for name in checkpoint.files() if name.startswith("OS_scRNA_gene_index.")]
+    if "genes" in checkpoint.options:
+        own = [Path(checkpoint.options["genes"])]
+        if not own[0].is_file():
+            raise InputError(f"genes={str(own[0])!r} is no file.", "Give the path of an OS_scRNA_gene_index.*.tsv.")
     if own:
-        lines = checkpoint.path(own[0]).read_text(encoding="utf-8").splitlines()[1:]
+        lines = own[0].read_text(encoding="utf-8").splitlines()[1:]
         symbols = [line.partition("\t")[0] for line in lines]  # the row is the position
     else:
         symbols = json.loads(gzip.decompress((HERE / "data" / "genes.json.gz").read_bytes()))
     if len(symbols) != genes:
         raise CheckpointError(
-            f"{own[0] if own else 'the shipped gene list'} has {len(symbols)} genes, "
+            f"{own[0].name if own else 'the shipped gene list'} has {len(symbols)} genes, "
             f"the gene table of {checkpoint.weights_path.name} {genes}.",
-            "Put the OS_scRNA_gene_index.*.tsv that belongs to the weights into the folder.",
+            "Put the OS_scRNA_gene_index.*.tsv that belongs to the weights into the folder, or pass genes=<its path>.",
         )
     special = {"source": "<source depth>", "target": "<target depth>"}
     return Vocabulary((*symbols, *special.values()), ids="symbol", species=("human",), special=special)

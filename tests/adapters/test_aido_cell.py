@@ -27,9 +27,9 @@ SIZES = {
 }
 
 
-def load(folder: Path) -> AIDOCell:
+def load(folder: Path, **options: object) -> AIDOCell:
     with pytest.warns(scfm.LicenceWarning, match="non-commercial"):
-        return scfm.load(folder)
+        return scfm.load(folder, **options)
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +121,14 @@ def test_unreleased_architectures_are_refused(folder: Path) -> None:
         scfm.load(folder)
 
 
-def test_gene_list_must_fit(folder: Path) -> None:
+def test_gene_list_must_fit(encoder: AIDOCell, folder: Path) -> None:
     (folder / "OS_scRNA_gene_index.128.tsv").unlink()
     with pytest.raises(CheckpointError, match=r"shipped gene list has 19264 genes, .* 128"):
         scfm.load(folder)
+    with pytest.raises(InputError, match="is no file"):
+        scfm.load(folder, genes=folder / "none.tsv")
+    own = FIXTURE / "checkpoint" / "OS_scRNA_gene_index.128.tsv"
+    assert load(folder, genes=own).vocabulary.tokens == encoder.vocabulary.tokens
 
 
 def test_every_gene_is_a_token_and_columns_may_come_in_any_order(encoder: AIDOCell, data: ad.AnnData) -> None:
