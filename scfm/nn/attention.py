@@ -74,6 +74,8 @@ class SelfAttention(nn.Module):
             elif pad is not None:
                 scores = scores + pad[:, None, None, :]
             probabilities = scores.softmax(dim=-1)
+            if pad is not None and pad.dtype == torch.bool:  # a query without keys gets 0, as from the fused function
+                probabilities = probabilities.masked_fill(pad[:, None, None, :], 0)
             out = probabilities @ v
         else:
             mask = None if pad is None else (~pad if pad.dtype == torch.bool else pad.to(q.dtype))[:, None, None, :]
