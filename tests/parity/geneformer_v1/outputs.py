@@ -20,6 +20,7 @@ TOLERANCE = {
     "gene_embedding_ids": 0,
     "gene_median": 0,
     "counts": 1e-4,  # counts per 10,000, from float32 counts
+    "mlm_logits_first2": 1e-4,
     "*": 1e-5,
 }
 NOT_COMPARED = {"isp_*": "in-silico perturbation; belongs to the perturbation task"}
