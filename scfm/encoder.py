@@ -111,13 +111,17 @@ class Network(nn.Module, ABC):
     """A torch module that encodes a batch of tokens."""
 
     dim: int
-    """Length of a cell embedding."""
+    """Length of a cell embedding, as the authors make it."""
     depth: int = 0
     """Number of layers whose states and attention can be asked for."""
     heads: frozenset[str] = frozenset()
     """Names of further outputs this network can give."""
     token_cost: int = 1
     """Memory of a token, in those of a plain encoder: batches hold so many times fewer. Above 1 where states are kept between passes."""
+
+    def width(self, request: Request) -> int:
+        """Length of a cell embedding with this pooling and from this layer."""
+        return self.dim
 
     @abstractmethod
     def forward(self, batch: Batch, request: Request = Request()) -> Encoded:

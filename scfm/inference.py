@@ -115,7 +115,7 @@ def read(
         )
         parts.append(Part(source, alignment, start))
         start += source.shape[0]
-    columns = tuple(filter(None, (getattr(encoder.tokenizer, name, None) for name in ("batch_key",))))
+    columns = encoder.tokenizer.obs_columns
     for part in parts:
         if missing := [column for column in columns if column not in part.source.obs.columns]:
             raise InputError(
@@ -372,8 +372,9 @@ def embed(
         index=pd.Index([name for part in opened.parts for name in part.source.obs.index.astype(str)], dtype=object)
     )
     identity = {**record, "cells": _digest(obs.index), "sample": [_sample_digest(part.source) for part in opened.parts]}
+    width = encoder.network.width(request)
     sink = open_sink(
-        out, (opened.n_cells, encoder.dim), identity if out is not None else record, key=key, obs=obs, resume=resume
+        out, (opened.n_cells, width), identity if out is not None else record, key=key, obs=obs, resume=resume
     )
     empty = 0
     results = encode(
@@ -388,7 +389,7 @@ def embed(
         skip=sink.done,
     )
     for result in results:
-        rows = np.full((len(result.tokens), encoder.dim), np.nan, dtype=np.float32)
+        rows = np.full((len(result.tokens), width), np.nan, dtype=np.float32)
         for at, encoded in result.batches:
             assert encoded.cells is not None
             rows[at] = encoded.cells.numpy()
@@ -542,7 +543,8 @@ def check(
         notes.append(f"{repeated:,} obs_names are repeated; call adata.obs_names_make_unique()")
     if part.alignment.report.duplicates:
         notes.append(
-            f"{part.alignment.report.duplicates:,} features share a token with another; each keeps its own token, as in the authors' code"
+            f"{part.alignment.report.duplicates:,} features share a token with another; "
+            + ("the first counts" if encoder.tokenizer.first_of_equal else "each keeps its own token, as in the authors' code")
         )
     return InputReport(
         model=encoder.name,

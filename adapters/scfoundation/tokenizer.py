@@ -13,7 +13,7 @@ and T, the depth that is asked for, is a constant ("t4": 4), a multiple of the c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -51,6 +51,7 @@ class DepthTokenizer(Tokenizer):
     total_key: str | None = None
     target_sum: float | None = None
     context: int = 1_000_000
+    first_of_equal: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.reads not in ("counts", "lognorm", "bulk", "bulk_log"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from scipy import sparse
@@ -159,6 +159,8 @@ class Tokenizer(ABC):
     vocabulary: Vocabulary
     context: int
     """Most tokens of a cell, special ones included."""
+    first_of_equal: ClassVar[bool] = False
+    """Of features that share a token only the first counts (`ordered_entries`); otherwise each has a token of its own."""
     sequential: bool = False
     """Blocks must be tokenized in order (an upstream random stream is reproduced)."""
     random: bool = False
