@@ -124,18 +124,26 @@ class Regions:
         InputError
             A name is not a region; the first ones are listed.
         """
-        import pandas as pd
-
-        series = pd.Series(list(names), dtype=object).astype(str)
-        parts = series.str.extract(_NAME)
-        bad = parts["chrom"].isna().to_numpy()
-        if bad.any():
+        listed = np.array(list(names), dtype=object)
+        found, rows = cls.among(listed)
+        if bad := len(listed) - len(rows):
+            others = np.delete(listed, rows).tolist()
             raise InputError(
-                f"{bad.sum():,} of {len(series):,} features are not regions: {listing(series[bad].tolist(), 3)}.",
+                f"{bad:,} of {len(listed):,} features are not regions: {listing(others, 3)}.",
                 "Name them chrom:start-end (0-based, half-open), or pass a var column that holds such names.",
             )
+        return found
+
+    @classmethod
+    def among(cls, names: np.ndarray) -> tuple[Regions, np.ndarray]:
+        """The regions among names of any kind, and which of the names they are (n_regions,) int64."""
+        import pandas as pd
+
+        parts = pd.Series(names, dtype=object).astype(str).str.extract(_NAME)
+        rows = np.flatnonzero(parts["chrom"].notna())
+        parts = parts.iloc[rows]
         numbers = [parts[name].str.replace(",", "").astype(np.int64).to_numpy() for name in ("start", "end")]
-        return cls._checked(parts["chrom"], *numbers)
+        return cls._checked(parts["chrom"], *numbers), rows
 
     @classmethod
     def read_bed(cls, path: str | PathLike[str]) -> Regions:
@@ -323,14 +331,18 @@ def align_regions(
         Less than half of the counts are in peaks that the model knows.
     """
     names = feature_names(var, gene_column)
-    peaks = Regions.from_names(names)
-    tokens = vocabulary.lookup(peaks.names)
+    peaks, rows = Regions.among(names)  # a multiome also has genes; they are unknown features
+    spelled = names.copy()
+    spelled[rows] = peaks.names
+    tokens = vocabulary.lookup(spelled)
     known, projection = tokens >= 0, None
     if map_genes:
         assert vocabulary.build is not None
         require_build(peaks, vocabulary.build, stated=None, model=model)
         tokens = vocabulary.genes
-        projection = overlap_matrix(peaks, Regions.from_names([vocabulary.tokens[i] for i in tokens]))
+        overlapping = overlap_matrix(peaks, Regions.from_names([vocabulary.tokens[i] for i in tokens])).tocoo()
+        entries = (overlapping.data, (rows[overlapping.row], overlapping.col))
+        projection = sparse.csr_matrix(entries, shape=(len(names), len(tokens)))
         known = np.diff(projection.indptr) > 0
     share = None
     if totals is not None and (total := float(totals.sum())) > 0:

@@ -24,6 +24,7 @@ BY_NAME = ("mini",)
 OPTIONS: dict[str, dict[str, Any]] = {
     "aido_cell/checkpoint_safetensors": {"genes": PARITY / "aido_cell/checkpoint/OS_scRNA_gene_index.128.tsv"},
     "cellplm/checkpoint": {"weights": "fixture_gmvae.best.ckpt"},
+    "epiagent/checkpoint": {"weights": "pretrained_EpiAgent.pth", "heads": 4},
     "geneformer_v1/checkpoint_cell_classifier": {"dictionaries": PARITY / "geneformer_v1/checkpoint"},
     "geneformer_v1/checkpoint_gene_classifier": {"dictionaries": PARITY / "geneformer_v1/checkpoint"},
     "geneformer_v2/checkpoint_cell_classifier": {"dictionaries": PARITY / "geneformer_v2/checkpoint"},
