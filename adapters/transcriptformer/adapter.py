@@ -37,6 +37,7 @@ SPECIAL = (
     PAD,
     "[MASK]",
 )  # the authors' order, where config.json has no other
+_ROWS = 8192  # genes projected at a time
 OF_TOKENS = ("table.weight", "counts.bias.weight", "next_gene.second.weight", "next_gene.second.bias")
 """Parameters with one row a token."""
 
@@ -131,7 +132,7 @@ class TranscriptFormer(CellEncoder):
     def gene_vectors(self, kind: str) -> Tensor:
         """Vectors of all tokens: "projected" to the model's space (n_tokens, dim), or "protein" embeddings (n_tokens, protein_dim)."""
         table = self.network.table.weight
-        return table if kind == "protein" else self.network.genes(table)
+        return table if kind == "protein" else torch.cat([self.network.genes(part) for part in table.split(_ROWS)])
 
     def contextual_genes(self, data: Data, **options: Any) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Gene embeddings in the context of each cell: the state that predicts a gene, not one that has read it, as in the original.

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 SPECIAL = {"pad": "<pad>", "open": "<chromosome>", "close": "</chromosome>", "cls": "<cls>"}  # the authors' rows 0 to 3
 TRAINED = ("human", "mouse", "zebrafish", "frog", "mouse lemur", "pig", "macaque", "crab-eating macaque")
+_ROWS = 8192  # genes projected at a time
 HEADS = 20  # a constant in the authors' evaluate.py; no file states it
 
 
@@ -84,7 +85,7 @@ class UCE(CellEncoder):
     def gene_vectors(self, kind: str) -> Tensor:
         """Vectors of all tokens: "projected" to the model's space (n_tokens, dim), or "protein" embeddings (n_tokens, token_dim)."""
         table = self.network.table.weight
-        return table if kind == "protein" else self.network.genes(table)
+        return table if kind == "protein" else torch.cat([self.network.genes(part) for part in table.split(_ROWS)])
 
     def predict_expressed(self, cells: np.ndarray, genes: Sequence[str]) -> np.ndarray:
         """Whether genes are expressed in cells, by the head that pre-training used.
