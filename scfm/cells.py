@@ -32,6 +32,7 @@ __all__ = [
     "open_sources",
     "sample_rows",
     "sampled_cells",
+    "value_range",
 ]
 
 Values: TypeAlias = Literal["counts", "lognorm", "any"]
@@ -202,7 +203,12 @@ class Source:
 
     def take(self, rows: slice | np.ndarray) -> sparse.csr_matrix:
         """Some rows (n, n_features) as CSR with sorted indices and no explicit zeros, float32 (float64 stays). A copy."""
+        if isinstance(rows, np.ndarray) and (np.diff(rows) < 0).any():  # HDF5 reads rows in ascending order only
+            order = np.argsort(rows)
+            return self.take(rows[order])[np.argsort(order)]
         part = self._matrix[rows]
+        if part.dtype == np.float16:  # which scipy has no sparse matrices of
+            part = part.astype(np.float32)
         matrix = sparse.csr_matrix(part.to_memory() if hasattr(part, "to_memory") else part)
         if matrix.dtype != np.float64:
             wide = matrix.dtype.kind in "iu" and matrix.nnz > 0 and int(matrix.data.max()) >= 2**24
@@ -257,6 +263,21 @@ def sampled_cells(source: Source) -> np.ndarray:
     """Positions of the rows of `sample_rows` (n,) int64."""
     rows = [np.arange(rows.start, rows.stop) for rows in _sampled_ranges(source)]
     return np.concatenate(rows) if rows else np.zeros(0, np.int64)
+
+
+def value_range(data: Data, layer: str | None = None) -> tuple[float, float]:
+    """Smallest positive and largest value of a matrix (of all, in a list), read block by block; NaN where nothing is positive."""
+    low, high = np.inf, -np.inf
+    sources = open_sources(data, layer)
+    try:
+        for source in sources:
+            for rows in source.ranges():
+                values = source.take(rows).data
+                positive = values[values > 0]
+                low, high = min(low, positive.min(initial=np.inf)), max(high, positive.max(initial=-np.inf))
+    finally:
+        close_all(sources)
+    return (float(low), float(high)) if low <= high else (np.nan, np.nan)
 
 
 def describe_values(matrix: sparse.csr_matrix) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from copy import copy
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
@@ -206,11 +207,6 @@ class CellEncoder(ABC):
         """Data-independent vectors of all tokens (n_tokens, dim), of one of `gene_kinds`; only where `GENE_EMBEDDINGS` is declared."""
         raise self._lacks(Capability.GENE_EMBEDDINGS)
 
-    # Given by the core
-
-    @property
-    def name(self) -> str:
-        """Name of the model."""
     def text_tokens(self, texts: Sequence[str]) -> Tokens:
         """Tokens of descriptions in words; only where `TEXT` is declared."""
         raise self._lacks(Capability.TEXT)
@@ -219,6 +215,11 @@ class CellEncoder(ABC):
         """Vectors of a batch of `text_tokens` in the space of the cells (b, dim); only where `TEXT` is declared."""
         raise self._lacks(Capability.TEXT)
 
+    # Given by the core
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
         return self.card.name
 
     @property
@@ -312,13 +313,15 @@ class CellEncoder(ABC):
             Cells without any expressed gene the model knows: "nan" (rows of NaN and a warning), "embed" (what the network gives
             for special tokens alone) or "error".
         batch_size
-            Most cells in a step; "auto" fills a token budget that suits the device.
+            Most cells in a step; "auto" fills a token budget that suits the device. Encoders whose cells see each other compute whole
+            groups, whatever it says: cut them with ``with_options(group_size=...)``.
         precision
             Arithmetic of the network (autocast). float32 is exact; the others are faster on GPUs.
         key_added
-            Also store in ``adata.obsm[key_added]``, with provenance in ``adata.uns["scfm"]``. Without it `data` is never changed.
+            Also store in ``adata.obsm[key_added]``, with provenance in ``adata.uns["scfm"]``; for data on disk, the name in `out`.
+            Without it `data` is never changed.
         out
-            Write to this `.npy` or `.zarr` as it goes, and return it memory-mapped (`.npy`).
+            Write to this `.npy` (returned memory-mapped), `.zarr` or `.h5ad` as it goes.
         resume
             Continue an `out` that the same run began; False overwrites it.
         progress
@@ -372,10 +375,10 @@ class CellEncoder(ABC):
         """Tokens of the cells, block by block; the arguments are those of `embed`."""
         from scfm.inference import read, tokenized
 
-        for block in tokenized(
-            self, read(self, data, layer=layer, gene_column=gene_column, map_genes=map_genes, values=values), seed
-        ):
-            yield block.tokens
+        reading = read(self, data, layer=layer, gene_column=gene_column, map_genes=map_genes, values=values)
+        with closing(reading):
+            for block in tokenized(self, reading, seed):
+                yield block.tokens
 
     def encode(
         self,
@@ -410,7 +413,7 @@ class CellEncoder(ABC):
         encoded
             The outputs, on the CPU in float32, padded to the longest of the batch.
         """
-        from scfm.inference import encode, read
+        from scfm.inference import check_run, encode, read
 
         wanted = frozenset(outputs)
         unknown = sorted(wanted - {"cells", "tokens", "attention"} - self.network.heads)
@@ -422,12 +425,19 @@ class CellEncoder(ABC):
         if "attention" in wanted:
             self.require(Capability.ATTENTION)
         request = Request(wanted, hidden_layer, pooling, None if attention_layers is None else tuple(attention_layers))
+        check_run(self, request, batch_size, precision)
         reading = read(self, data, layer=layer, gene_column=gene_column, map_genes=map_genes, values=values)
-        for result in encode(
+        results = encode(
             self, reading, request, batch_size=batch_size, precision=precision, progress=progress, seed=seed
-        ):
-            for rows, encoded in result.batches:
-                yield result.start + rows, result.tokens.select(rows), encoded
+        )
+
+        def batches() -> Iterator[tuple[np.ndarray, Tokens, Encoded]]:
+            with closing(results):
+                for result in results:
+                    for rows, encoded in result.batches:
+                        yield result.cells[rows], result.tokens.select(rows), encoded
+
+        return batches()
 
     def gene_embeddings(self, genes: Sequence[str] | None = None, *, kind: str | None = None) -> pd.DataFrame:
         """Data-independent gene embeddings.
@@ -463,20 +473,6 @@ class CellEncoder(ABC):
         names = [self.vocabulary.tokens[row] for row in rows] if genes is None else list(genes)
         return pd.DataFrame(vectors, index=pd.Index(names, dtype=object))
 
-    def attention(
-        self,
-        data: Data,
-        *,
-        layers: Sequence[int] | None = None,
-        heads: Sequence[int] | None = None,
-        reduce: Literal["mean", "none"] = "mean",
-        **reading: Any,
-    ) -> pd.DataFrame | list[CellAttention]:
-        """Attention between genes.
-
-        Parameters
-        ----------
-        layers, heads
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
         """Embed descriptions in words, e.g. of cell types, into the space of the cells.
 
@@ -500,6 +496,20 @@ class CellEncoder(ABC):
         self.require(Capability.TEXT)
         return embed_text(self, texts)
 
+    def attention(
+        self,
+        data: Data,
+        *,
+        layers: Sequence[int] | None = None,
+        heads: Sequence[int] | None = None,
+        reduce: Literal["mean", "none"] = "mean",
+        **reading: Any,
+    ) -> pd.DataFrame | list[CellAttention]:
+        """Attention between genes.
+
+        Parameters
+        ----------
+        layers, heads
             Numbers from 0; all by default.
         reduce
             "mean": one matrix, averaged over layers, heads and the cells in which both genes have tokens.
@@ -521,6 +531,8 @@ class CellEncoder(ABC):
         from scfm.attention import cell_attention, mean_attention
 
         self.require(Capability.ATTENTION)
+        if reduce not in ("mean", "none"):
+            raise InputError(f"reduce={reduce!r} is not known.", "Pass 'mean' or 'none'.")
         chosen = list(range(self.network.depth)) if layers is None else [int(i) for i in layers]
         if bad := [i for i in chosen if not 0 <= i < self.network.depth]:
             raise InputError(f"layers={bad} do not exist; {self.name} has layers 0 to {self.network.depth - 1}.")
@@ -535,9 +547,9 @@ class CellEncoder(ABC):
                 raise self._lacks(capability)
 
     def _lacks(self, capability: Capability) -> CapabilityError:
-        from scfm.registry import adapters
+        from scfm.registry import able_to
 
-        able = [name for name, a in adapters().items() if capability in a.load_class().capabilities]
+        able = able_to(capability)
         return CapabilityError(
             f"{self.name} has no {capability.value}.", f"Encoders that have it: {listing(able) or 'none installed'}."
         )
@@ -573,7 +585,7 @@ class CellEncoder(ABC):
             return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
 
         vocabulary = Vocabulary.load(checkpoint.path("vocabulary.json"))
-        card = ModelCard.model_validate(content["card"])
+        card = checkpoint.card or ModelCard.model_validate(content["card"])  # an adapter's own card is the newer one
         encoder = cls.build(cls.Config(**tuples(content["config"])), vocabulary, card)
         checkpoint.weights_file = WEIGHTS
         try:

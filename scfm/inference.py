@@ -13,9 +13,9 @@ import sys
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -23,12 +23,26 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 import torch
 
-from scfm.cells import BLOCK_ROWS, Block, Data, Source, Values, check_values, describe_values, open_sources, sample_rows
+from scfm.cells import (
+    BLOCK_ROWS,
+    Block,
+    Data,
+    Source,
+    Values,
+    check_values,
+    close_all,
+    describe_values,
+    open_sources,
+    sample_rows,
+    sampled_cells,
+)
 from scfm.encoder import CellEncoder, Encoded, Request
 from scfm.errors import InputError, listing
 from scfm.genes import Alignment, GeneReport, align
+from scfm.groups import cell_groups
 from scfm.provenance import attach, versions
-from scfm.sinks import open_sink
+from scfm.regions import align_regions
+from scfm.sinks import Sink, open_sink
 from scfm.tokenizers.base import Tokens
 
 if TYPE_CHECKING:
@@ -68,6 +82,8 @@ class Part:
     alignment: Alignment
     start: int
     """Position of its first cell in the whole data."""
+    groups: list[np.ndarray] | None = None
+    """Rows that are computed together, where cells see each other."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +101,7 @@ class Reading:
 
     def close(self) -> None:
         """Close the files."""
-        for part in self.parts:
-            part.source.close()
+        close_all([part.source for part in self.parts])
 
 
 def read(
@@ -99,13 +114,23 @@ def read(
     values: Values | None = None,
 ) -> Reading:
     """Open data for an encoder: align the features once per data set, and look at a sample of the values."""
-    expected: Values = values or encoder.card.input.values
+    sources = open_sources(data, layer)
+    try:
+        return _aligned(encoder, sources, gene_column, map_genes, values or encoder.card.input.values)
+    except BaseException:
+        close_all(sources)
+        raise
+
+
+def _aligned(
+    encoder: CellEncoder, sources: list[Source], gene_column: str | None, map_genes: bool, expected: Values
+) -> Reading:
     parts, start = [], 0
-    for source in open_sources(data, layer):
+    for source in sources:
         sample = sample_rows(source)
-        check_values(sample, expected, source, slice(0, sample.shape[0]), encoder.name)
+        check_values(sample, expected, source, sampled_cells(source), encoder.name)
         totals = np.asarray(sample.sum(axis=0), dtype=np.float64).reshape(-1) if sample.nnz else None
-        alignment = align(
+        alignment = (align_regions if encoder.vocabulary.ids == "region" else align)(
             source.var,
             encoder.vocabulary,
             model=encoder.name,
@@ -113,7 +138,7 @@ def read(
             map_genes=map_genes,
             totals=totals,
         )
-        parts.append(Part(source, alignment, start))
+        parts.append(Part(source, alignment, start, _groups(encoder, source)))
         start += source.shape[0]
     columns = encoder.tokenizer.obs_columns
     for part in parts:
@@ -125,31 +150,54 @@ def read(
     return Reading(parts, expected, columns)
 
 
+def _groups(encoder: CellEncoder, source: Source) -> list[np.ndarray] | None:
+    """Rows that are computed together; a column that the card calls usable (`input.obs`) may be absent, then all are."""
+    tokenizer = encoder.tokenizer
+    if not tokenizer.grouped:
+        return None
+    key = tokenizer.group_key
+    if key is not None and key not in source.obs.columns:
+        if key not in encoder.card.input.obs:
+            raise InputError(
+                f"obs of {source.label} has no column {key!r} (columns: {listing(map(str, source.obs.columns))}).",
+                "Name the groups of cells with with_options(group_key=...), or None for one group.",
+            )
+        key = None
+    return cell_groups(source.obs, key, tokenizer.group_size)
+
+
 @dataclass(frozen=True)
 class TokenBlock:
-    """Tokens of consecutive cells."""
+    """Tokens of some cells: consecutive ones, or a group."""
 
-    start: int
+    cells: np.ndarray
+    """Their positions in the data (n,) int64."""
     tokens: Tokens
 
 
 def tokenized(encoder: CellEncoder, reading: Reading, seed: int, *, skip: int = 0) -> Iterator[TokenBlock]:
-    """Tokens of all cells in order, from cell `skip` on; values are checked as they pass."""
+    """Tokens of all cells, block by block, without the first `skip` cells of the blocks; values are checked as they pass.
+
+    Blocks are consecutive cells in order; where cells see each other, they are the groups, and memory grows with the largest.
+    """
     tokenize = encoder.tokenizer.stream(seed)
+    seen = 0
     for part in reading.parts:
-        for rows in part.source.ranges(BLOCK_ROWS):
-            start = part.start + rows.start
-            done = part.start + rows.stop <= skip
+        for rows in part.source.ranges(BLOCK_ROWS) if part.groups is None else part.groups:
+            cells = part.start + (np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows)
+            seen += len(cells)
+            done = seen <= skip
             if done and not encoder.tokenizer.sequential:
                 continue
             matrix = part.source.take(rows)
             check_values(matrix, reading.values, part.source, rows, encoder.name)
-            tokens = tokenize(Block(matrix, part.alignment, part.source.obs[list(reading.obs_columns)].iloc[rows]))
+            obs = part.source.obs[list(reading.obs_columns)].iloc[rows]
+            tokens = tokenize(Block(part.alignment.columns(matrix), part.alignment, obs))
             if not done:
-                yield TokenBlock(start, tokens)
+                yield TokenBlock(cells, tokens)
 
 
-def _ahead(items: Iterable[T], depth: int = 2) -> Iterator[T]:
+def _ahead(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
     """The same items, produced by a background thread that keeps `depth` of them ready."""
     ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
     stop = threading.Event()
@@ -190,9 +238,9 @@ def _ahead(items: Iterable[T], depth: int = 2) -> Iterator[T]:
 
 @dataclass(frozen=True)
 class BlockResult:
-    """Outputs for consecutive cells: batches of (rows within the block, outputs)."""
+    """Outputs for the cells of a block, by their positions in the data: batches of (rows within the block, outputs)."""
 
-    start: int
+    cells: np.ndarray
     tokens: Tokens
     batches: list[tuple[np.ndarray, Encoded]]
 
@@ -223,12 +271,13 @@ def _workers(device: torch.device, n_cells: int) -> Iterator[ThreadPoolExecutor]
 
 @contextmanager
 def _evaluating(network: torch.nn.Module) -> Iterator[None]:
-    training = network.training
+    training = [module for module in network.modules() if module.training]  # parts may be frozen in eval mode
     network.eval()
     try:
         yield
     finally:
-        network.train(training)
+        for module in training:
+            module.training = True
 
 
 @contextmanager
@@ -262,6 +311,24 @@ def _progress(total: int, shown: bool | None, title: str) -> Iterator[Any]:
         yield lambda n: bar.advance(task, n)
 
 
+def check_run(encoder: CellEncoder, request: Request, batch_size: BatchSize, precision: Precision) -> None:
+    """Refuse, before any work, what no run can do."""
+    if request.pooling is not None and request.pooling not in encoder.poolings:
+        raise InputError(
+            f"pooling={request.pooling!r} is not offered by {encoder.name}.",
+            f"It offers {listing(encoder.poolings) or 'one way only'}.",
+        )
+    if request.hidden_layer is not None and not 0 <= request.hidden_layer <= encoder.network.depth:
+        raise InputError(
+            f"hidden_layer={request.hidden_layer}; {encoder.name} has {encoder.network.depth} layers.",
+            "Pass 0 (input) to that number.",
+        )
+    if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
+        raise InputError(f"batch_size={batch_size!r}; it must be a whole number from 1 up, or 'auto'.")
+    if precision not in ("float32", "bfloat16", "float16"):
+        raise InputError(f"precision={precision!r} is not known.", "Pass 'float32', 'bfloat16' or 'float16'.")
+
+
 def encode(
     encoder: CellEncoder,
     reading: Reading,
@@ -273,20 +340,17 @@ def encode(
     progress: bool | None = None,
     seed: int = 0,
     skip: int = 0,
-) -> Iterator[BlockResult]:
+) -> Generator[BlockResult, None, None]:
     """Outputs for all cells, block by block in order; batches of a block come in the order they were computed.
 
-    With `empty_cells="nan"`, cells without an expressed known gene are in no batch.
+    With `empty_cells="nan"`, cells without an expressed known gene are in no batch. Cells that see each other are one batch, all of them,
+    whatever `batch_size` and `empty_cells`.
     """
     device, network = encoder.device, encoder.network
     budget, most = _TOKEN_BUDGET.get(device.type, 16_384) // network.token_cost, _MOST_CELLS.get(device.type, 512)
     if batch_size != "auto":
-        if batch_size < 1:
-            raise InputError(f"batch_size={batch_size}; it must be at least 1, or 'auto'.")
         budget, most = sys.maxsize, batch_size
     low = precision != "float32"
-    if precision not in ("float32", "bfloat16", "float16"):
-        raise InputError(f"precision={precision!r} is not known.", "Pass 'float32', 'bfloat16' or 'float16'.")
 
     def step(tokens: Tokens, rows: np.ndarray) -> Encoded:
         autocast = torch.autocast(device.type, dtype=getattr(torch, precision)) if low else nullcontext()
@@ -297,9 +361,11 @@ def encode(
         stack.callback(reading.close)
         stack.enter_context(_evaluating(network))
         advance = stack.enter_context(_progress(reading.n_cells, progress, encoder.name))
-        pool = stack.enter_context(_workers(device, reading.n_cells - skip))
+        grouped = encoder.tokenizer.grouped
+        pool = stack.enter_context(_workers(device, 1 if grouped else reading.n_cells - skip))
         advance(skip)
-        for block in _ahead(tokenized(encoder, reading, seed, skip=skip)):
+        ahead = stack.enter_context(closing(_ahead(tokenized(encoder, reading, seed, skip=skip))))
+        for block in ahead:
             tokens = block.tokens
             rows = np.arange(len(tokens))
             if empty_cells != "embed":
@@ -307,6 +373,9 @@ def encode(
                 if empty_cells == "error" and len(rows) < len(tokens):
                     raise _empty_error(encoder, block)
             plan = [rows[batch] for batch in plan_batches(tokens.lengths[rows], budget=budget, most_cells=most)]
+            if grouped:
+                rows = np.arange(len(tokens))
+                plan = [rows]
             futures = [pool.submit(step, tokens, batch) for batch in plan]
             try:
                 batches = [
@@ -317,7 +386,7 @@ def encode(
                     future.cancel()
                 raise
             advance(len(tokens) - len(rows))
-            yield BlockResult(block.start, tokens, batches)
+            yield BlockResult(block.cells, tokens, batches)
 
 
 def _finished(future: Future[Encoded], advance: Any, cells: int) -> Encoded:
@@ -327,7 +396,7 @@ def _finished(future: Future[Encoded], advance: Any, cells: int) -> Encoded:
 
 
 def _empty_error(encoder: CellEncoder, block: TokenBlock) -> InputError:
-    at = block.start + int(np.flatnonzero(block.tokens.expressed == 0)[0])
+    at = block.cells[block.tokens.expressed == 0][0]
     return InputError(
         f"cell number {at} has no expressed gene that {encoder.name} knows.",
         "Remove such cells (sc.pp.filter_cells), or pass empty_cells='nan'.",
@@ -350,51 +419,37 @@ def embed(
     seed: int,
 ) -> np.ndarray:
     """Cell embeddings of all cells; the arguments are explained at `CellEncoder.embed`."""
-    if request.pooling is not None and request.pooling not in encoder.poolings:
-        raise InputError(
-            f"pooling={request.pooling!r} is not offered by {encoder.name}.",
-            f"It offers {listing(encoder.poolings) or 'one way only'}.",
-        )
-    if request.hidden_layer is not None and not 0 <= request.hidden_layer <= encoder.network.depth:
-        raise InputError(
-            f"hidden_layer={request.hidden_layer}; {encoder.name} has {encoder.network.depth} layers.",
-            "Pass 0 (input) to that number.",
-        )
+    check_run(encoder, request, batch_size, precision)
     if empty_cells not in ("nan", "embed", "error"):
         raise InputError(f"empty_cells={empty_cells!r} is not known.", "Pass 'nan', 'embed' or 'error'.")
-    opened = read(encoder, data, **reading)
-    record = provenance(encoder, opened, request, precision=precision, seed=seed, empty_cells=empty_cells)
-    targets = _annotated(data, key_added)
-    key = key_added or f"X_{encoder.card.family}"
-    import pandas as pd
-
-    obs = pd.DataFrame(
-        index=pd.Index([name for part in opened.parts for name in part.source.obs.index.astype(str)], dtype=object)
-    )
-    identity = {**record, "cells": _digest(obs.index), "sample": [_sample_digest(part.source) for part in opened.parts]}
-    width = encoder.network.width(request)
-    sink = open_sink(
-        out, (opened.n_cells, width), identity if out is not None else record, key=key, obs=obs, resume=resume
-    )
-    empty = 0
-    results = encode(
-        encoder,
-        opened,
-        request,
-        empty_cells=empty_cells,
-        batch_size=batch_size,
-        precision=precision,
-        progress=progress,
-        seed=seed,
-        skip=sink.done,
-    )
-    for result in results:
-        rows = np.full((len(result.tokens), width), np.nan, dtype=np.float32)
-        for at, encoded in result.batches:
-            assert encoded.cells is not None
-            rows[at] = encoded.cells.numpy()
-        empty += int((result.tokens.expressed == 0).sum())
-        sink.write(result.start, rows)
+    with ExitStack() as stack:
+        opened = stack.enter_context(closing(read(encoder, data, **reading)))
+        record = provenance(encoder, opened, request, precision=precision, seed=seed, empty_cells=empty_cells)
+        targets = _annotated(data, key_added, out)
+        key = key_added or f"X_{encoder.card.family}"
+        width = encoder.network.width(request)
+        sink = _output(opened, width, record, out, key=key, resume=resume)
+        empty = 0
+        results = encode(
+            encoder,
+            opened,
+            request,
+            empty_cells=empty_cells,
+            batch_size=batch_size,
+            precision=precision,
+            progress=progress,
+            seed=seed,
+            skip=sink.done,
+        )
+        for result in stack.enter_context(closing(results)):
+            rows = np.full((len(result.tokens), width), np.nan, dtype=np.float32)
+            for at, encoded in result.batches:
+                assert encoded.cells is not None
+                rows[at] = encoded.cells.numpy()
+            if empty_cells == "nan":
+                rows[result.tokens.expressed == 0] = np.nan
+            empty += int((result.tokens.expressed == 0).sum())
+            sink.write(result.cells, rows)
     if empty and empty_cells == "nan":
         warnings.warn(
             f"{empty} of {opened.n_cells} cells have no expressed gene that {encoder.name} knows; their rows are NaN. "
@@ -402,7 +457,7 @@ def embed(
             InputWarning,
             stacklevel=3,
         )
-    embedding = sink.result()
+    embedding = sink.finish()
     start = 0
     for adata in targets:
         adata.obsm[key] = np.array(embedding[start : start + adata.n_obs])
@@ -411,15 +466,30 @@ def embed(
     return embedding
 
 
-def _annotated(data: Data, key_added: str | None) -> Sequence[Any]:
-    """The AnnData objects that `key_added` writes to."""
+def _output(
+    reading: Reading, width: int, record: dict[str, Any], out: str | PathLike[str] | None, *, key: str, resume: bool
+) -> Sink:
+    import pandas as pd
+
+    sources = [part.source for part in reading.parts]
+    obs = pd.DataFrame(index=pd.Index([name for s in sources for name in s.obs.index.astype(str)], dtype=object))
+    if out is not None:
+        record = {**record, "cells": _digest(obs.index), "sample": [_sample_digest(source) for source in sources]}
+    file = Path(sources[0].label) if len(sources) == 1 and sources[0].label.endswith(".h5ad") else None
+    return open_sink(out, (reading.n_cells, width), record, key=key, obs=obs, copied=file, resume=resume)
+
+
+def _annotated(data: Data, key_added: str | None, out: str | PathLike[str] | None) -> Sequence[Any]:
+    """The AnnData objects that `key_added` writes to; with data on disk it names the embedding in `out`."""
     if key_added is None:
         return []
     items = list(data) if isinstance(data, list | tuple) else [data]
     if any(isinstance(item, str | os.PathLike) for item in items):
+        if out is not None and not str(out).endswith(".npy"):
+            return []
         raise InputError(
-            "key_added= stores in an AnnData in memory; data is a path.",
-            "Pass out='embedding.zarr' or '.npy', or read the file first: anndata.read_h5ad(path).",
+            "key_added= names the embedding in an AnnData; data is a path, and out= no AnnData.",
+            "Pass out='embedding.zarr' or '.h5ad', or read the file first: anndata.read_h5ad(path).",
         )
     return items
 
@@ -428,6 +498,7 @@ def provenance(encoder: CellEncoder, reading: Reading, request: Request, **setti
     """Everything that decides an embedding."""
     return {
         "model": encoder.name,
+        "species": list(encoder.vocabulary.species),
         "origin": encoder.origin,
         "licences": {"code": encoder.card.code_licence, "weights": encoder.card.weights_licence},
         "tokenizer": {"class": type(encoder.tokenizer).__name__, **encoder.tokenizer.settings()},
@@ -436,11 +507,20 @@ def provenance(encoder: CellEncoder, reading: Reading, request: Request, **setti
         **settings,
         "values": reading.values,
         "data": [
-            {"source": Path(p.source.label).name, "layer": p.source.layer or "X", "genes": replace(p.alignment.report)}
+            {
+                "source": Path(p.source.label).name,
+                "layer": p.source.layer or "X",
+                "genes": replace(p.alignment.report),
+                "groups": None if p.groups is None else _groups_record(p.groups),
+            }
             for p in reading.parts
         ],
         "versions": versions(),
     }
+
+
+def _groups_record(groups: list[np.ndarray]) -> dict[str, Any]:
+    return {"count": len(groups), "sha256": _digest(" ".join(map(str, rows.tolist())) for rows in groups)}
 
 
 def _digest(names: Iterable[str]) -> str:
@@ -481,6 +561,8 @@ class InputReport:
     repeated_cells: int
     """Names in obs_names that occur before."""
     warnings: tuple[str, ...] = ()
+    groups: tuple[int, ...] = ()
+    """Cells of each group that is computed together, where cells see each other."""
 
     def __str__(self) -> str:
         lines = [
@@ -489,6 +571,9 @@ class InputReport:
             f"tokens a cell: {self.tokens[1]:,} (median), {self.tokens[0]:,} to {self.tokens[2]:,}"
             + (f"; {self.truncated:.1%} of cells are truncated" if self.truncated else ""),
         ]
+        if self.groups:
+            sizes = f"{min(self.groups):,} to {max(self.groups):,} cells"
+            lines.append(f"cells see each other within groups: {len(self.groups):,} of {sizes}")
         if self.cells_read < self.cells:
             lines.append(f"values and tokens from {self.cells_read:,} cells, evenly spaced")
         return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings), f"fits {self.model}."])
@@ -527,8 +612,8 @@ def check(
         part = reading.parts[0]
         sample = sample_rows(part.source)
         columns = list(reading.obs_columns)
-        obs = part.source.obs[columns].iloc[: sample.shape[0]]
-        tokens = encoder.tokenizer.tokenize(Block(sample, part.alignment, obs))
+        obs = part.source.obs[columns].iloc[sampled_cells(part.source)]
+        tokens = encoder.tokenizer.tokenize(Block(part.alignment.columns(sample), part.alignment, obs))
     finally:
         reading.close()
     lengths = tokens.lengths if len(tokens) else np.zeros(1, np.int64)
@@ -559,4 +644,5 @@ def check(
         truncated=truncated,
         repeated_cells=repeated,
         warnings=tuple(notes),
+        groups=tuple(map(len, part.groups or ())),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -169,7 +170,8 @@ def undeclared_capabilities(encoder: CellEncoder, data: AnnData) -> None:
         fail("'embed' is not declared")
     for capability in Capability:
         if capability not in encoder.capabilities:
-            refused(CapabilityError, f"require({capability.value!r})", lambda c=capability: encoder.require(c))  # type: ignore[misc]
-            refused(CapabilityError, capability.value, calls.get(capability, lambda c=capability: encoder.require(c)))
+            required = partial(encoder.require, capability)
+            refused(CapabilityError, f"require({capability.value!r})", required)
+            refused(CapabilityError, capability.value, calls.get(capability, required))
     if Capability.EXPRESSION in encoder.capabilities and "expression" not in encoder.network.heads:
         fail("'expression' is declared, and no head of the network has this name")

@@ -163,7 +163,7 @@ class Tokenizer(ABC):
     """Of features that share a token only the first counts (`ordered_entries`); otherwise each has a token of its own."""
     sequential: bool = False
     """Blocks must be tokenized in order (an upstream random stream is reproduced)."""
-    random: bool = False
+    random: ClassVar[bool] = False
     """Tokens depend on `seed`, because the authors draw them at random; other tokenizers ignore it."""
 
     group_key: str | None = None
