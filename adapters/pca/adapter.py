@@ -47,8 +47,9 @@ class PCANetwork(Network):
         self.offset = nn.Parameter(torch.zeros(config.components))  # mean . loadings
 
     def forward(self, batch: Batch, request: Request = Request()) -> Encoded:
-        """Scores (b, components); padded values are 0 and add nothing."""
-        weighted = self.loadings(batch["ids"]) * batch["values"].unsqueeze(-1)  # (b, t, components)
+        """Scores (b, components)."""
+        values = batch["values"] if batch.pad is None else batch["values"].masked_fill(batch.pad, 0)
+        weighted = self.loadings(batch["ids"]) * values.unsqueeze(-1)  # (b, t, components)
         return Encoded(cells=weighted.sum(dim=1) - self.offset, tokens=weighted if request.wants("tokens") else None)
 
 

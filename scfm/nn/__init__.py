@@ -4,17 +4,23 @@ from scfm.nn.attention import SelfAttention
 from scfm.nn.bert import BertEmbedding, bert_keys
 from scfm.nn.causal import CausalAttention, KeyValues
 from scfm.nn.embeddings import NormedEmbedding, SoftBinEmbedding, ValueMLP, over_distinct, sinusoids
-from scfm.nn.heads import MLPClassifier
+from scfm.nn.flow import FlowAttention
+from scfm.nn.heads import CellDecoder, ExpressionDecoder, MLPClassifier
+from scfm.nn.mamba import Mamba2
 from scfm.nn.norms import DomainNorm
 from scfm.nn.performer import PerformerAttention
-from scfm.nn.stack import TransformerLayer, TransformerStack
+from scfm.nn.stack import TransformerLayer, TransformerStack, torch_layer_keys
 
 __all__ = [
     "BertEmbedding",
     "CausalAttention",
+    "CellDecoder",
     "DomainNorm",
+    "ExpressionDecoder",
+    "FlowAttention",
     "KeyValues",
     "MLPClassifier",
+    "Mamba2",
     "NormedEmbedding",
     "PerformerAttention",
     "SelfAttention",
@@ -25,4 +31,5 @@ __all__ = [
     "bert_keys",
     "over_distinct",
     "sinusoids",
+    "torch_layer_keys",
 ]

@@ -86,12 +86,23 @@ def scan(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, *, chunk: int = CHU
     for at in range(0, x.shape[1], chunk):
         here = slice(at, at + chunk)
         xs, bs, cs = x[:, here].transpose(1, 2), b[:, here], c[:, here]  # (b, h, l, p), (b, l, n) twice
-        total = log_decay[:, here].transpose(1, 2).cumsum(dim=-1)  # (b, h, l), from before the chunk
-        later = torch.ones(total.shape[-1], total.shape[-1], dtype=torch.bool, device=x.device).triu(1)
-        decay = (total.unsqueeze(-1) - total.unsqueeze(-2)).masked_fill(later, float("-inf")).exp()  # (b, h, l, l)
+        steps = log_decay[:, here].transpose(1, 2)  # (b, h, l)
+        total = steps.cumsum(dim=-1)  # from before the chunk
+        decay = _sums_between(steps).exp()  # (b, h, l, l)
         within = ((cs @ bs.transpose(1, 2)).unsqueeze(1) * decay) @ xs
         carried = torch.einsum("bln,bhpn->bhlp", cs, state) * total.exp().unsqueeze(-1)
         parts.append((within + carried).transpose(1, 2))
-        left = (total[..., -1:] - total).exp()  # (b, h, l): what remains of each token at the chunk's end
+        left = decay[..., -1, :]  # (b, h, l): what remains of each token at the chunk's end
         state = state * total[..., -1].exp()[..., None, None] + torch.einsum("bhlp,bhl,bln->bhpn", xs, left, bs)
     return torch.cat(parts, dim=1) if parts else x
+
+
+def _sums_between(steps: Tensor) -> Tensor:
+    """steps_{s+1} + ... + steps_t in row t, column s (..., l, l); -inf where s > t.
+
+    Each is summed by itself: a difference of two cumulative sums would lose what is small beside them.
+    """
+    length = steps.shape[-1]
+    row, column = torch.arange(length, device=steps.device)[:, None], torch.arange(length, device=steps.device)
+    sums = steps.unsqueeze(-1).expand(*steps.shape, length).masked_fill(row <= column, 0).cumsum(dim=-2)
+    return sums.masked_fill(row < column, float("-inf"))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from scfm.nn.attention import SelfAttention, take_rows
 from scfm.nn.causal import KeyValues
 
-__all__ = ["StackOutput", "TransformerLayer", "TransformerStack"]
+__all__ = ["StackOutput", "TransformerLayer", "TransformerStack", "torch_layer_keys"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -146,3 +146,21 @@ class TransformerStack(nn.ModuleList):
             if probabilities is not None:
                 kept[i] = probabilities
         return StackOutput(take_rows(x, rows) if start >= count else x, kept)
+
+
+def torch_layer_keys(theirs: str, ours: str = "layers.{i}") -> dict[str, str | tuple[str, ...] | None]:
+    """Tensor names of torch's `TransformerEncoderLayer`, with its own attention or flash-attn's -> those of a `TransformerLayer`.
+
+    Fused projections hold q, k and v behind one another: `in_proj_weight` (torch), `Wqkv` (flash-attn 1), `_impl.Wqkv` (wrapped).
+    `theirs` and `ours` name a layer, e.g. "transformer_encoder.layers.{i}".
+    """
+    attention, (q, k, v) = f"{theirs}.self_attn", (f"{ours}.attention.{name}" for name in "qkv")
+    keys: dict[str, str | tuple[str, ...] | None] = {}
+    for fused in (attention, f"{attention}._impl"):
+        keys[f"{fused}.Wqkv.{{p}}"] = (f"{q}.{{p}}", f"{k}.{{p}}", f"{v}.{{p}}")  # (3 dim, dim)
+        keys[f"{fused}.out_proj.{{p}}"] = f"{ours}.attention.o.{{p}}"
+    for p in ("weight", "bias"):
+        keys[f"{attention}.in_proj_{p}"] = (f"{q}.{p}", f"{k}.{p}", f"{v}.{p}")
+    for part, name in (("linear1", "ff1"), ("linear2", "ff2"), ("norm1", "norm1"), ("norm2", "norm2")):
+        keys[f"{theirs}.{part}.{{p}}"] = f"{ours}.{name}.{{p}}"
+    return keys

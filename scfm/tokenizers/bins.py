@@ -4,6 +4,7 @@ Bins are the authors' `binning`: with ``edges = quantile(x, linspace(0, 1, n_bin
 edges has one bin; a value that coincides with k edges gets one of k bins at random. Most counts of a cell are ones, so most bins are
 random. `ties="cell"` (default) draws from a hash of the cell's own content, gene and seed, so that a cell's tokens depend on nothing
 else; `ties="upstream"` draws from numpy's legacy stream in the order of the cells, as the original does without data loader workers.
+`ties="highest"` draws nothing: it takes the highest of the k, as plain `digitize` does (models that bin so).
 """
 
 from __future__ import annotations
@@ -51,10 +52,13 @@ class BinTokenizer(Tokenizer):
     zeros
         Also give tokens to genes that are not expressed (value 0), in the order of the columns.
     ties
-        "cell" or "upstream", see the module's text.
+        "cell", "highest" or "upstream", see the module's text.
     torch_draws
         With `ties="upstream"`: 32-bit numbers the original's process has drawn from torch's stream before the first cell
         (initialising its model, and the data loader's seed), which decide the genes kept of cells longer than `context`.
+    shuffled
+        The genes kept of cells longer than `context` come in the order they were drawn, not in that of the columns: for networks that
+        read the order and were trained so.
     batch_key
         Column of `obs` with the batch of each cell, for networks with batch labels.
     batches
@@ -69,16 +73,17 @@ class BinTokenizer(Tokenizer):
     target_sum: float | None = None
     log1p: bool = False
     zeros: bool = False
-    ties: Literal["cell", "upstream"] = "cell"
+    ties: Literal["cell", "highest", "upstream"] = "cell"
     torch_draws: int = 0
+    shuffled: bool = False
     batch_key: str | None = None
     batches: tuple[str, ...] = ()
     _gene_hash: np.ndarray = field(init=False, repr=False, compare=False)
     random: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.ties not in ("cell", "upstream"):
-            raise InputError(f"ties={self.ties!r} is not known.", "Pass ties='cell' or ties='upstream'.")
+        if self.ties not in ("cell", "highest", "upstream"):
+            raise InputError(f"ties={self.ties!r} is not known.", "Pass ties='cell', 'highest' or 'upstream'.")
         object.__setattr__(self, "_gene_hash", token_hash(len(self.vocabulary)))
 
     @property
@@ -102,7 +107,7 @@ class BinTokenizer(Tokenizer):
 
     def stream(self, seed: int = 0) -> _Stream:
         """A function block -> Tokens; with `ties="upstream"` it continues the original's numpy and torch streams from block to block."""
-        if self.ties == "cell":
+        if self.ties != "upstream":
             return lambda block: self._tokens(block, seed)
         import torch
 
@@ -170,6 +175,8 @@ class BinTokenizer(Tokenizer):
             uniforms is not None
         ):  # one a value, cells in order: the draws of the original's `np.random.rand(n)` per cell
             return np.ceil(top + uniforms.rand(len(values)) * -ties.astype(np.float64)).astype(np.float32)
+        if self.ties == "highest":
+            return top.astype(np.float32)
         assert draws is not None
         below = (draws >> np.uint32(16)) * ties >> np.uint32(16)  # uniform on 0 .. ties-1
         return (top - below.astype(np.uint8)).astype(np.float32)
@@ -192,8 +199,13 @@ class BinTokenizer(Tokenizer):
         )  # by cell, then by draw
         late = ragged_positions(np.concatenate([[0], np.cumsum(lengths[long])[:-1]]) + room, lengths[long] - room)
         mask = np.ones(int(offsets[-1]), dtype=bool)
-        mask[positions[order[late]]] = False
-        return mask
+        if not self.shuffled:
+            mask[positions[order[late]]] = False
+            return mask
+        mask[positions[late]] = False
+        arranged = np.arange(len(mask))
+        arranged[positions] = positions[order]
+        return arranged[mask]
 
 
 def _permuted(offsets: np.ndarray, room: int, permutations: torch.Generator) -> np.ndarray:

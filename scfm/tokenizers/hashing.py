@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["cell_hash", "mix32", "token_hash"]
+__all__ = ["cell_hash", "drawn", "mix32", "token_hash"]
 
 
 def mix32(x: np.ndarray) -> np.ndarray:
@@ -48,3 +48,21 @@ def cell_hash(tokens: np.ndarray, values: np.ndarray, offsets: np.ndarray, seed:
     sums[filled] = np.add.reduceat(entries, offsets[filled], dtype=np.uint64) if len(filled) else 0
     folded = (sums ^ (sums >> np.uint64(32))).astype(np.uint32)
     return mix32(folded ^ mix32(np.array([seed & 0xFFFFFFFF], dtype=np.uint32)))
+
+
+def drawn(ranks: np.ndarray, offsets: np.ndarray, *, most: int, keep: int) -> np.ndarray:
+    """Which entries stay (n_entries,) bool, where cells with more than `most` keep only `keep` of them: those of the lowest ranks.
+
+    Parameters
+    ----------
+    ranks
+        (n_entries,) uint32, a random number of each entry's own.
+    offsets
+        (n_cells + 1,) int64.
+    """
+    lengths = np.diff(offsets)
+    row = np.repeat(np.arange(len(lengths), dtype=np.uint64), lengths)
+    order = np.argsort(row << np.uint64(32) | ranks, kind="stable")  # by cell, then by rank
+    place = np.empty(len(ranks), dtype=np.int64)
+    place[order] = np.arange(len(ranks)) - np.repeat(offsets[:-1], lengths)
+    return place < np.repeat(np.where(lengths > most, keep, lengths), lengths)
