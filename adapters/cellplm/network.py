@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scfm.encoder import Encoded, Network, Request
-from scfm.nn import PerformerAttention, TransformerLayer, TransformerStack
-from scfm.nn.flow import FlowAttention
+from scfm.nn import FlowAttention, PerformerAttention, TransformerLayer, TransformerStack
 from scfm.tokenizers import Batch
 
 NORM_GROUPS = 4  # of every GroupNorm

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from scfm.encoder import Encoded, Network, Request
 from scfm.nn import (
+    CellDecoder,
     DomainNorm,
+    ExpressionDecoder,
     MLPClassifier,
     NormedEmbedding,
     TransformerLayer,
@@ -48,25 +50,6 @@ class ScGPTConfig:
     flags: int = 0  # rows of the perturbation flag table
 
 
-class ExpressionDecoder(nn.Module):
-    """Linear, LeakyReLU, Linear, LeakyReLU, Linear to one value a gene; optionally the same for the probability of being expressed."""
-
-    def __init__(self, width: int, dim: int, *, zero_prob: bool) -> None:
-        super().__init__()
-
-        def layers() -> nn.Sequential:
-            return nn.Sequential(
-                nn.Linear(width, dim), nn.LeakyReLU(), nn.Linear(dim, dim), nn.LeakyReLU(), nn.Linear(dim, 1)
-            )
-
-        self.fc = layers()
-        self.zero_logit = layers() if zero_prob else None
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(b, t, width) -> values (b, t), P(expressed) (b, t) or None."""
-        return self.fc(x).squeeze(-1), None if self.zero_logit is None else self.zero_logit(x).squeeze(-1).sigmoid()
-
-
 class AffineDecoder(nn.Module):
     """coeff(h) * value + bias(h): expression after a perturbation from expression before it."""
 
@@ -78,24 +61,6 @@ class AffineDecoder(nn.Module):
     def forward(self, x: Tensor, values: Tensor) -> Tensor:
         """States (b, t, dim) and values (b, t) -> (b, t)."""
         return self.coeff(x)[0] * values + self.bias(x)[0]
-
-
-class CellDecoder(nn.Module):
-    """Expression of genes from the cell embedding: (W q_j) . cell with q_j = sigmoid(query(gene_j))."""
-
-    def __init__(self, dim: int, width: int, *, zero_prob: bool) -> None:
-        super().__init__()
-        self.query = nn.Linear(dim, dim)
-        self.w = nn.Linear(dim, width, bias=False)
-        self.w_zero = nn.Linear(dim, width) if zero_prob else None
-
-    def forward(self, cell: Tensor, genes: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Cells (b, width), gene embeddings (b, t, dim) -> values (b, t), P(expressed) (b, t) or None."""
-        queries = self.query(genes).sigmoid()
-        values = (self.w(queries) @ cell.unsqueeze(-1)).squeeze(-1)
-        return values, None if self.w_zero is None else (self.w_zero(queries) @ cell.unsqueeze(-1)).squeeze(
-            -1
-        ).sigmoid()
 
 
 class _ReverseGradient(torch.autograd.Function):
