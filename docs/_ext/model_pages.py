@@ -108,7 +108,7 @@ def _licences(f: Family) -> str:
 
 def _restrictions(f: Family) -> str:
     texts = unique(card.restricted for card in f.cards if card.restricted)
-    return "\n\n".join(f":::{{warning}}\n**Restricted use.** {text}\n:::" for text in texts)
+    return "\n\n".join(f":::{{warning}}\n**Restricted use:** {text}\n:::" for text in texts)
 
 
 def _load_examples(f: Family) -> str:

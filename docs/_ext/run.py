@@ -24,9 +24,6 @@ from typing import Any
 
 WIDTH = 100
 
-sys.path.insert(0, str(Path(__file__).parent))
-import stand_in  # noqa: E402, F401
-
 
 class PageError(Exception):
     """A block does not do what its page says."""
@@ -183,7 +180,9 @@ def setup(app: Any) -> dict[str, Any]:
                 output = self.page().command(line)
                 if "unexpected" in output or "Traceback" in output:
                     return self.failed(PageError(f"scfm {line}: {output}"))
-                blocks += [self.shown(f"scfm {line}", "bash", "scfm-code"), self.shown(output, "text", "scfm-output")]
+                blocks.append(self.shown(f"scfm {line}", "bash", "scfm-code"))
+                if output:
+                    blocks.append(self.shown(output, "text", "scfm-output"))
             return blocks
 
     app.add_directive("run", Run)

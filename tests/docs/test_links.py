@@ -16,8 +16,6 @@ LINK = re.compile(
     re.MULTILINE,
 )
 GENERATED = re.compile(r"^generated/")
-# the picture is drawn by the demo, once the shipped model has weights
-PENDING = set() if (ROOT / "adapters/mini/data/model.safetensors").exists() else {"docs/images/demo_umap.png"}
 
 
 def without_code(text: str) -> str:
@@ -34,7 +32,7 @@ def links(page: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_of_a_page_lead_to_files(page: Path) -> None:
-    broken = [target for target in links(page) if not (page.parent / target).exists() and target not in PENDING]
+    broken = [target for target in links(page) if not (page.parent / target).exists()]
     assert not broken
 
 
