@@ -171,7 +171,10 @@ def _vocabulary(checkpoint: Checkpoint, wanted: str) -> Vocabulary:
     offset = _offsets(checkpoint, f"{prefix}_offsets.pkl")[name]
     table = checkpoint.tensor("pe_embedding.weight", KEYS.strip)
     assert table is not None
-    genes = list(dict.fromkeys(gene.upper() for gene in protein_genes(_protein_file(checkpoint, species))))
+    spelled: dict[str, str] = {}  # in capitals, which are matched -> as the file has it; of several spellings the first
+    for gene in protein_genes(_protein_file(checkpoint, species)):
+        spelled.setdefault(gene.upper(), gene)
+    genes = list(spelled)
     positions, chromosomes = _positions(checkpoint, prefix, name)
     first_chromosome = len(table) - len(chromosomes)  # the last rows are chromosomes
     if not 4 <= offset <= first_chromosome - len(genes):
@@ -183,7 +186,11 @@ def _vocabulary(checkpoint: Checkpoint, wanted: str) -> Vocabulary:
     positions = positions.reindex(genes)
     placed = positions["chromosome"].notna().to_numpy()  # the original fails at data with other genes
     used = sorted(set(positions["chromosome"][placed]))
-    tokens = [*SPECIAL.values(), *(gene for gene, p in zip(genes, placed, strict=True) if p), *(f"<{c}>" for c in used)]
+    tokens = [
+        *SPECIAL.values(),
+        *(spelled[gene] for gene, p in zip(genes, placed, strict=True) if p),
+        *(f"<{c}>" for c in used),
+    ]
     n_genes = int(placed.sum())
     place = {chromosome: 4 + n_genes + i for i, chromosome in enumerate(used)}
     code = {chromosome: first_chromosome + i for i, chromosome in enumerate(chromosomes)}
