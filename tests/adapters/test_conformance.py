@@ -29,6 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "geneformer_v1/checkpoint_gene_classifier": {"dictionaries": PARITY / "geneformer_v1/checkpoint"},
     "geneformer_v2/checkpoint_cell_classifier": {"dictionaries": PARITY / "geneformer_v2/checkpoint"},
     "geneformer_v2/checkpoint_gene_classifier": {"dictionaries": PARITY / "geneformer_v2/checkpoint"},
+    "scplantllm/checkpoint": {"heads": 4},
     "uce/checkpoint": {"heads": 4},
 }
 """Checkpoint folder in tests/parity -> load options for what the fixture's files do not tell."""
