@@ -77,7 +77,7 @@ def low_rank_weights(encoder: CellEncoder, data: AnnData) -> None:
     ]
     if fused:
         fail(f"torch's fused layers read raw weights and ignore LoRA in eval mode: {listing(fused)}; use scfm.nn")
-    batch = one_batch(encoder, data)
+    batch = one_batch(encoder, data[:2])
     linears = {name for name, module in encoder.network.named_modules() if isinstance(module, nn.Linear)}
     if never := sorted(linears - _called(encoder, lambda e: _all_outputs(e, batch))):
         fail(f"never called as a module by any declared output: {listing(never, 100)}")
