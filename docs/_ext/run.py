@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-WIDTH = 100
+WIDTH = 86
 
 
 class PageError(Exception):
