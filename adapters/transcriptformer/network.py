@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,14 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scfm.encoder import Encoded, Network, Request
-from scfm.nn import SelfAttention, over_distinct
+from scfm.nn import SelfAttention, TransformerLayer, TransformerStack, over_distinct
 from scfm.tokenizers import Batch
 
 Link = Literal["exp", "log", "relu", "sigmoid", "softplus", "linear", "softmax"]
 
 _QUERIES = 256  # attention is computed for so many positions at a time, over the keys up to the last of them
 _LLH_EPS = 1e-6  # added to the mean count of the likelihood
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 _LINKS: dict[str, Callable[[Tensor], Tensor]] = {
     "exp": torch.exp,
     "log": torch.log,
@@ -80,7 +79,7 @@ class CountAttention(SelfAttention):
         self.softcap, self.own = softcap, own
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, bias: Tensor, hidden: Tensor | None, *, weights: bool = False
+        self, x: Tensor, pad: Tensor, *, rows: None = None, weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Attend.
 
@@ -88,11 +87,11 @@ class CountAttention(SelfAttention):
         ----------
         x
             (b, t, dim).
-        bias
-            (b, t), added to the score of each key; without `own`, only of those before the query.
-        hidden
-            (b, t) bool, True at keys nobody may attend to. A query without any key, as the hidden token of an unknown assay, gets 0 and has
-            probabilities of 0.
+        pad
+            (b, t), added to the score of each key, without `own` only of those before the query; -inf at keys nobody may attend to. A query
+            without any key, as the hidden token of an unknown assay, gets 0 and has probabilities of 0.
+        rows
+            All are computed: each of them is pooled.
         weights
             Also return the attention probabilities.
 
@@ -103,6 +102,8 @@ class CountAttention(SelfAttention):
         """
         q, k, v = self._split(self.q(x)), self._split(self.k(x)), self._split(self.v(x))  # (b, h, t, d)
         q = q * q.shape[-1] ** -0.5
+        hidden = pad.isneginf()
+        bias = pad.masked_fill(hidden, 0.0)
         place = torch.arange(x.shape[1], device=x.device)
         states, maps = [], []
         for begin in range(0, x.shape[1], _QUERIES):
@@ -114,9 +115,7 @@ class CountAttention(SelfAttention):
             scores = q[:, :, begin:seen] @ k[:, :, :seen].transpose(-1, -2) + added  # (b, h, r, s)
             if self.softcap:
                 scores = self.softcap * torch.tanh(scores / self.softcap)
-            blocked = (before > 0)[None, None]
-            if hidden is not None:
-                blocked = blocked | hidden[:, None, None, :seen]
+            blocked = (before > 0) | hidden[:, None, None, :seen]
             low = torch.finfo(scores.dtype).min
             probabilities = scores.masked_fill(blocked, low).softmax(dim=-1).masked_fill(blocked, 0.0)
             states.append(probabilities.to(v.dtype) @ v[:, :, :seen])
@@ -124,28 +123,6 @@ class CountAttention(SelfAttention):
                 maps.append(F.pad(probabilities, (0, x.shape[1] - seen)))
         out = torch.cat(states, dim=2).transpose(1, 2).flatten(2)
         return self.o(out), torch.cat(maps, dim=2) if weights else None
-
-
-class Layer(nn.Module):
-    """x = norm1(x); x = x + attention(x); x = norm2(x); x = x + ff2(act(ff1(x))): what is added to is the normalised state."""
-
-    def __init__(self, c: TranscriptFormerConfig) -> None:
-        super().__init__()
-        self.attention = CountAttention(c.dim, c.heads, bias=c.attention_bias, softcap=c.softcap, own=c.own_count)
-        self.ff1 = nn.Linear(c.dim, c.hidden, bias=c.hidden_bias)
-        self.ff2 = nn.Linear(c.hidden, c.dim, bias=c.hidden_bias)
-        self.norm1, self.norm2 = nn.LayerNorm(c.dim), nn.LayerNorm(c.dim)
-        self.dropout = nn.Dropout(c.dropout)
-        self.activation = _ACTIVATIONS[c.activation]
-
-    def forward(
-        self, x: Tensor, bias: Tensor, hidden: Tensor | None, *, weights: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """States (b, t, dim) and, on request, attention (b, heads, t, t)."""
-        x = self.norm1(x)
-        attended, probabilities = self.attention(x, bias, hidden, weights=weights)
-        x = self.norm2(x + self.dropout(attended))
-        return x + self.dropout(self.ff2(self.dropout(self.activation(self.ff1(x))))), probabilities
 
 
 class CountHead(nn.Module):
@@ -159,6 +136,20 @@ class CountHead(nn.Module):
     def forward(self, states: Tensor, genes: Tensor, ids: Tensor) -> Tensor:
         """States and gene embeddings (b, t, dim), token ids (b, t) -> (b, t)."""
         return (self.mlp(torch.cat([states, genes], dim=-1)) + self.bias(ids)).squeeze(-1)
+
+
+def _layer(c: TranscriptFormerConfig) -> TransformerLayer:
+    attention = CountAttention(c.dim, c.heads, bias=c.attention_bias, softcap=c.softcap, own=c.own_count)
+    return TransformerLayer(
+        c.dim,
+        c.heads,
+        c.hidden,
+        activation=c.activation,
+        norm="normed",
+        dropout=c.dropout,
+        bias=c.hidden_bias,
+        attention=attention,
+    )
 
 
 class TranscriptFormerNetwork(Network):
@@ -175,7 +166,7 @@ class TranscriptFormerNetwork(Network):
         self.aux = nn.ModuleDict(
             {column: nn.Embedding(size, c.dim) for column, size in zip(c.aux, c.aux_sizes, strict=True)}
         )
-        self.layers = nn.ModuleList(Layer(c) for _ in range(c.layers))
+        self.layers = TransformerStack(_layer(c) for _ in range(c.layers))
         self.counts = CountHead(c.tokens, c.dim) if c.expression else None
         self.next_gene = MLP(c.dim, c.gene_hidden, c.tokens) if c.gene_hidden else None
 
@@ -208,14 +199,18 @@ class TranscriptFormerNetwork(Network):
         """
         if request.pooling == "protein" and request.outputs == {"cells"}:
             return Encoded(cells=self._protein_mean(batch))
-        attention = set()
+        attention: Sequence[int] = ()
         if request.wants("attention"):
-            attention = set(range(self.depth) if request.attention_layers is None else request.attention_layers)
-        depth = self.depth if request.hidden_layer is None else request.hidden_layer
-        if request.outputs == {"attention"}:
-            depth = max(attention) + 1
-        x, maps = self._run(batch, depth, attention)
-        out = Encoded(attention=maps, tokens=x if request.wants("tokens") else None)
+            attention = range(self.depth) if request.attention_layers is None else request.attention_layers
+        only_attention = request.outputs == {"attention"} and attention
+        run = self.layers.run(
+            self.embed_tokens(batch),
+            self._key_scores(batch),
+            layers=max(attention) + 1 if only_attention else request.hidden_layer,
+            attention=attention,
+        )
+        x = run.states
+        out = Encoded(attention=run.attention, tokens=x if request.wants("tokens") else None)
         if request.wants("cells"):
             out.cells = self._protein_mean(batch) if request.pooling == "protein" else self._pool(x, batch)
         if self.next_gene is not None and request.wants("gene_logits"):
@@ -228,23 +223,13 @@ class TranscriptFormerNetwork(Network):
                 out.heads["llh"] = self._negative_log_likelihood(mean, batch)
         return out
 
-    def _run(self, batch: Batch, depth: int, attention: set[int]) -> tuple[Tensor, dict[int, Tensor]]:
-        """States after `depth` layers, and the attention of some of them."""
-        x = self.embed_tokens(batch)
+    def _key_scores(self, batch: Batch) -> Tensor:
+        """What is added to the scores of each key (b, t): a bias that grows with the count, -inf for padding and unknown assays."""
         bias = torch.log1p(batch["counts"] + self.config.count_eps)
-        hidden = batch.pad
         if self.config.aux:
-            unknown = torch.tensor(self.config.aux_unknown, device=x.device)
-            nameless = F.pad(batch.cells["aux"] == unknown, (0, x.shape[1] - len(self.aux)))  # (b, t)
-            hidden = nameless if hidden is None else hidden | nameless
-        maps = {}
-        for i, layer in enumerate(self.layers):
-            if i >= depth:
-                break
-            x, probabilities = layer(x, bias, hidden, weights=i in attention)
-            if probabilities is not None:
-                maps[i] = probabilities
-        return x, maps
+            unknown = batch.cells["aux"] == torch.tensor(self.config.aux_unknown, device=bias.device)
+            bias = bias.masked_fill(F.pad(unknown, (0, bias.shape[1] - len(self.aux))), -math.inf)
+        return bias if batch.pad is None else bias.masked_fill(batch.pad, -math.inf)
 
     def _pool(self, x: Tensor, batch: Batch) -> Tensor:
         x = x if batch.pad is None else x.masked_fill(batch.pad.unsqueeze(-1), 0.0)

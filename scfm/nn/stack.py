@@ -19,6 +19,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
 }
 
 
@@ -48,7 +49,7 @@ class TransformerLayer(nn.Module):
         heads: int,
         hidden: int,
         *,
-        activation: Literal["relu", "gelu", "gelu_tanh", "swiglu"] = "relu",
+        activation: Literal["relu", "gelu", "gelu_tanh", "silu", "swiglu"] = "relu",
         norm: Literal["post", "pre", "normed"] = "post",
         dropout: float = 0.0,
         eps: float = 1e-5,

@@ -71,7 +71,7 @@ def test_attention_by_parts_equals_attention_at_once(own, monkeypatch):
     x, bias, hidden = torch.randn(2, 23, 12), torch.rand(2, 23), torch.rand(2, 23) < 0.3
     hidden[1, :2] = True  # queries without any key
     monkeypatch.setattr(network_module, "_QUERIES", 5)
-    out, weights = attention(x, bias, hidden, weights=True)
+    out, weights = attention(x, bias.masked_fill(hidden, -torch.inf), weights=True)
     q, k, v = (linear(x).view(2, 23, 3, 4).transpose(1, 2) for linear in (attention.q, attention.k, attention.v))
     place = torch.arange(23)
     added = bias[:, None, None] * (torch.ones(23, 23) if own else (place[None] < place[:, None]).float())
