@@ -75,7 +75,7 @@ class PatchTokenizer(ContinuousTokenizer):
         fields = {"ids": tokens.fields["ids"], "values": np.trunc(values) if self.whole else values}
         cells = {"targets": np.tile(self._targets(block.alignment), (len(tokens), 1))} if self.targets else {}
         tokens = replace(tokens, fields=fields, cells=cells)
-        return _lengthened(tokens) if self.grouped else tokens
+        return tokens.lengthened(int(tokens.lengths.max(initial=0))) if self.grouped else tokens
 
     def _extended(self, alignment: Alignment) -> Alignment:
         ids = alignment.tokens.copy()
@@ -99,10 +99,3 @@ class PatchTokenizer(ContinuousTokenizer):
             missing = [name for name, i in zip(self.targets, ids, strict=True) if i < 0]
             raise GeneMatchError(f"{len(missing)} of {len(ids)} targets are unknown to the model: {listing(missing)}.")
         return ids
-
-
-def _lengthened(tokens: Tokens) -> Tokens:
-    """Every cell with padding as ordinary tokens behind it, up to the longest."""
-    width = int(tokens.lengths.max(initial=0))
-    fields = {name: tokens.padded(name, width).reshape(-1) for name in tokens.fields}
-    return replace(tokens, fields=fields, offsets=np.arange(len(tokens) + 1, dtype=np.int64) * width)

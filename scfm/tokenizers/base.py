@@ -114,6 +114,17 @@ class Tokens:
         out[np.arange(width) < lengths[:, None]] = array
         return out
 
+    def lengthened(self, width: int) -> Tokens:
+        """The same with padding behind every cell as ordinary tokens, up to `width`; for models whose original attends to it."""
+        lengths = np.maximum(self.lengths, width)
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        at = ragged_positions(offsets[:-1], self.lengths)
+        fields = {}
+        for name, array in self.fields.items():
+            fields[name] = np.full((int(offsets[-1]), *array.shape[1:]), self.padding.get(name, 0), dtype=array.dtype)
+            fields[name][at] = array
+        return replace(self, fields=fields, offsets=offsets)
+
     def select(self, rows: np.ndarray) -> Tokens:
         """The tokens of some cells, in the order given."""
         lengths = self.lengths[rows]
