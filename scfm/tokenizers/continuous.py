@@ -26,6 +26,8 @@ class ContinuousTokenizer(Tokenizer):
         Counts a cell is scaled to; None leaves the values as they are.
     total
         What is scaled to `target_sum`: all features of the data, or those the model knows.
+    scale
+        Column of the vocabulary that values are divided by, after scaling the cell; None divides by nothing.
     log1p
         Take log1p after scaling.
     context
@@ -36,11 +38,18 @@ class ContinuousTokenizer(Tokenizer):
     target_sum: float | None = 1e4
     total: Literal["all", "known"] = "all"
     log1p: bool = True
+    scale: str | None = None
     context: int = 1_000_000
 
     def settings(self) -> dict[str, Any]:
         """Plain values that, with the vocabulary, rebuild the tokenizer."""
-        return {"target_sum": self.target_sum, "total": self.total, "log1p": self.log1p, "context": self.context}
+        return {
+            "target_sum": self.target_sum,
+            "total": self.total,
+            "log1p": self.log1p,
+            "scale": self.scale,
+            "context": self.context,
+        }
 
     def tokenize(self, block: Block, seed: int = 0) -> Tokens:
         """Tokens of a block: fields "ids" int32 and "values" float32; padded values are 0."""
@@ -54,6 +63,8 @@ class ContinuousTokenizer(Tokenizer):
                 totals = np.bincount(cell, weights=values, minlength=len(lengths)).astype(np.float64)
             scale = np.divide(self.target_sum, totals, out=np.ones(len(totals)), where=totals > 0)
             values = values * np.repeat(scale, lengths)
+        if self.scale is not None:
+            values = values / self.vocabulary.columns[self.scale][ids]
         if self.log1p:
             values = np.log1p(values, dtype=np.float64)  # whatever the data's type
         return Tokens(

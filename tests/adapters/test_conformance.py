@@ -13,6 +13,7 @@ import torch
 from anndata import AnnData
 
 import scfm
+from scfm.fitted import FittedEncoder
 from scfm.registry import adapters
 from scfm.testing import CHECKS, applicable, check_encoder, example_data
 
@@ -20,6 +21,9 @@ PARITY = Path(__file__).parents[1] / "parity"
 
 BY_NAME = ("mini",)
 """Models that ship their weights."""
+
+FITTED: dict[str, dict[str, Any]] = {"pca": {"components": 6, "top_genes": 40}, "lsi": {"components": 6}}
+"""Baselines that are fitted on cells -> load options."""
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "aido_cell/checkpoint_safetensors": {"genes": PARITY / "aido_cell/checkpoint/OS_scRNA_gene_index.128.tsv"},
@@ -46,7 +50,7 @@ def family_of(folder: Path) -> str | None:
 
 def encoders() -> Iterator[tuple[str, str]]:
     """(family, name) of a small encoder of every adapter; `load` gives it."""
-    yield "pca", "pca"
+    yield from ((name, name) for name in FITTED)
     yield from ((name, name) for name in BY_NAME)
     for checkpoint in sorted(PARITY.glob("*/checkpoint*")):
         if checkpoint.is_dir() and (family := family_of(checkpoint.parent)) is not None:
@@ -55,8 +59,8 @@ def encoders() -> Iterator[tuple[str, str]]:
 
 @cache
 def load(name: str) -> scfm.CellEncoder:
-    if name == "pca":
-        return fitted_pca()
+    if name in FITTED:
+        return fitted(name, **FITTED[name])
     if name in BY_NAME:
         return scfm.load(name, device="cpu")
     with warnings.catch_warnings():
@@ -68,11 +72,13 @@ def load(name: str) -> scfm.CellEncoder:
     return encoder.with_options(**SETTINGS.get(name, {}))
 
 
-def fitted_pca() -> scfm.CellEncoder:
+def fitted(name: str, **options: Any) -> scfm.CellEncoder:
     rng = np.random.default_rng(0)
     counts = rng.poisson(rng.gamma(0.5, 2.0, (40, 60))).astype(np.float32)
     reference = AnnData(counts, var=pd.DataFrame(index=[f"gene {i}" for i in range(60)]))
-    return scfm.load("pca", device="cpu", components=6, top_genes=40).fit(reference)
+    encoder = scfm.load(name, device="cpu", **options)
+    assert isinstance(encoder, FittedEncoder)
+    return encoder.fit(reference)
 
 
 @pytest.mark.parametrize("check", CHECKS)
