@@ -68,13 +68,13 @@ class Vocabulary:
         Genome build of regions, e.g. "hg38".
     """
 
-    tokens: tuple[str, ...]
+    tokens: tuple[str, ...] = field(repr=False)
     ids: Literal["symbol", "ensembl", "locus", "region"]
     species: tuple[str, ...] = ("human",)
     special: Mapping[str, str] = field(default_factory=dict)
     fold_case: bool = False
-    aliases: Mapping[str, str] = field(default_factory=dict)
-    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict, repr=False)
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
     other_species: tuple[str, ...] = ()
     build: str | None = None
 
@@ -343,7 +343,10 @@ def _refuse_poor_match(
         return  # a model of few genes, e.g. a PCA of variable genes, that finds most of them
     better = _better_column(var, vocabulary, report.matched)
     kind = id_kind(names)
-    if better is not None:
+    own = species_of([vocabulary.tokens[i] for i in vocabulary.genes]).name if "any" in vocabulary.species else None
+    if species.name in TABLES and own in TABLES and species.name != own:
+        fix = _ortholog_fix(species.name, own, vocabulary)
+    elif better is not None:
         fix = f"Pass gene_column={better!r} (found in adata.var)."
     elif not report.mapped and kind in ("symbol", "ensembl") and vocabulary.ids != "locus":
         fix = "Pass map_genes=True to strip versions and map identifiers with the shipped GENCODE tables, or gene_column=<var column>."
@@ -368,8 +371,13 @@ def _species_fix(species: str, vocabulary: Vocabulary) -> str:
         return f"Load the model for it: scfm.load(..., species={species!r})."
     target = vocabulary.species[0]
     if species in TABLES and target in TABLES:
-        return f"Convert first: adata = scfm.genes.to_orthologs(adata, source={species!r}, target={target!r})."
+        return _ortholog_fix(species, target, vocabulary)
     return f"Choose a model trained on {species}: `scfm models` lists species."
+
+
+def _ortholog_fix(species: str, target: str, vocabulary: Vocabulary) -> str:
+    symbols = " Then pass map_genes=True: its genes are symbols." if vocabulary.ids == "ensembl" else ""
+    return f"Convert first: adata = scfm.genes.to_orthologs(adata, source={species!r}, target={target!r}).{symbols}"
 
 
 def gene_rows(vocabulary: Vocabulary, genes: Sequence[str] | None) -> np.ndarray:

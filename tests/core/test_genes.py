@@ -158,6 +158,19 @@ def test_other_species_are_refused():
     assert (align(var(MOUSE), vocabulary(MOUSE, species=("mouse",)), model="toy").tokens > 0).all()
 
 
+def test_orthologs_are_offered_where_they_help():
+    with pytest.raises(
+        SpeciesError, match=r"to_orthologs\(adata, source='mouse', target='human'\)\. Then pass map_genes"
+    ):
+        align(var(MOUSE), vocabulary(HUMAN_IDS, ids="ensembl"), model="m")
+    with pytest.raises(GeneMatchError, match=r"to_orthologs\(adata, source='mouse', target='human'\)\.$"):
+        align(var(MOUSE), vocabulary(species=("any",)), model="m")
+
+
+def test_a_vocabulary_prints_short():
+    assert len(repr(vocabulary([f"G{i}" for i in range(1000)]))) < 200
+
+
 def test_any_species_fits_a_vocabulary_fitted_on_the_data():
     assert (align(var(MOUSE), vocabulary(MOUSE, species=("any",)), model="toy").tokens > 0).all()
 
