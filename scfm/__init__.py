@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from scfm import errors, genes
     from scfm.cards import ModelCard
     from scfm.encoder import Capability, CellEncoder, Encoded
-    from scfm.inference import InputReport, InputWarning, check
     from scfm.loading import LicenceWarning, load
+    from scfm.reading import InputReport, InputWarning, check
     from scfm.registry import cards as models
 
 __all__ = [
@@ -37,11 +37,11 @@ _HOME = {
     "Capability": "scfm.encoder",
     "CellEncoder": "scfm.encoder",
     "Encoded": "scfm.encoder",
-    "InputReport": "scfm.inference",
-    "InputWarning": "scfm.inference",
+    "InputReport": "scfm.reading",
+    "InputWarning": "scfm.reading",
     "LicenceWarning": "scfm.loading",
     "ModelCard": "scfm.cards",
-    "check": "scfm.inference",
+    "check": "scfm.reading",
     "load": "scfm.loading",
     "models": "scfm.registry:cards",
 }

@@ -177,8 +177,8 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Say whether data fit a model, and what matched, without embedding."""
-    from scfm.inference import check as check_data
     from scfm.loading import load
+    from scfm.reading import check as check_data
 
     encoder = load(model, revision=revision, adapter=adapter, device="cpu")
     report = check_data(encoder, data, layer=layer, gene_column=gene_column, map_genes=map_genes, values=values)  # type: ignore[arg-type]
@@ -220,7 +220,7 @@ def embed(
     if option:
         encoder = encoder.with_options(**dict(_option(text) for text in option))
     size: Any = batch_size if batch_size == "auto" else _whole_number(batch_size)
-    from scfm.inference import Request
+    from scfm.encoder import Request
     from scfm.inference import embed as embed_data
 
     embedding = embed_data(

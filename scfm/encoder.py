@@ -31,7 +31,7 @@ from scfm.tokenizers.base import Batch, Tokenizer, Tokens
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scfm.inference import InputReport
+    from scfm.reading import InputReport
 
 __all__ = ["Capability", "CellAttention", "CellEncoder", "Encoded", "Network", "Request"]
 
@@ -268,7 +268,7 @@ class CellEncoder(ABC):
 
     def check(self, data: Data, **options: Any) -> InputReport:
         """Report how data fit this encoder without embedding them; see `scfm.check`."""
-        from scfm.inference import check
+        from scfm.reading import check
 
         return check(self, data, **options)
 
@@ -373,7 +373,7 @@ class CellEncoder(ABC):
         seed: int = 0,
     ) -> Iterator[Tokens]:
         """Tokens of the cells, block by block; the arguments are those of `embed`."""
-        from scfm.inference import read, tokenized
+        from scfm.reading import read, tokenized
 
         reading = read(self, data, layer=layer, gene_column=gene_column, map_genes=map_genes, values=values)
         with closing(reading):
@@ -413,7 +413,8 @@ class CellEncoder(ABC):
         encoded
             The outputs, on the CPU in float32, padded to the longest of the batch.
         """
-        from scfm.inference import check_run, encode, read
+        from scfm.inference import check_run, encode
+        from scfm.reading import read
 
         wanted = frozenset(outputs)
         unknown = sorted(wanted - {"cells", "tokens", "attention"} - self.network.heads)

@@ -89,7 +89,7 @@ class CellPLM(CellEncoder):
             (n_cells, n_genes) float32 means of the negative binomial, scaled so that those of the measured genes sum to the cell's own
             total over them. The original scales in the same way.
         """
-        from scfm.inference import read
+        from scfm.reading import read
 
         self.require(Capability.EXPRESSION)
         how = {k: v for k, v in reading.items() if k in ("layer", "gene_column", "map_genes", "values")}

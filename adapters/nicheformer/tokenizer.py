@@ -12,7 +12,7 @@ import numpy as np
 
 from scfm.cells import Block
 from scfm.errors import InputError, listing
-from scfm.inference import InputWarning
+from scfm.reading import InputWarning
 from scfm.tokenizers import RankTokenizer
 
 CONTEXT = {

@@ -10,7 +10,7 @@ from scipy import sparse
 
 from scfm.encoder import CellEncoder
 from scfm.errors import GeneMatchError, InputError, listing
-from scfm.inference import InputWarning
+from scfm.reading import InputWarning
 from scfm.testing.compare import (
     csr,
     embedded,

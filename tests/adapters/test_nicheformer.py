@@ -21,7 +21,7 @@ from scfm.adapters.nicheformer.tokenizer import _quicksort
 from scfm.checkpoint import Checkpoint
 from scfm.encoder import Request
 from scfm.errors import CheckpointError, InputError, SpeciesError
-from scfm.inference import InputWarning
+from scfm.reading import InputWarning
 from scfm.registry import find
 from scfm.tokenizers import Batch
 

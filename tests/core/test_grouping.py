@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import sparse
 
-import scfm.inference
+import scfm.reading
 from scfm.cards import InputContract, ModelCard
 from scfm.encoder import CellEncoder, Encoded, Network, Request
 from scfm.errors import InputError, ResumeError
@@ -95,7 +95,7 @@ def test_the_order_of_cells_does_not_matter(toy) -> None:
 def test_blocks_and_batch_size_do_not_cut_groups(toy, monkeypatch, batch_size) -> None:
     data = cells(90, "ab")
     expected = toy.with_options(group_key="batch").embed(data)
-    monkeypatch.setattr(scfm.inference, "BLOCK_ROWS", 11)
+    monkeypatch.setattr(scfm.reading, "BLOCK_ROWS", 11)
     np.testing.assert_array_equal(toy.with_options(group_key="batch").embed(data, batch_size=batch_size), expected)
 
 
@@ -166,7 +166,7 @@ def test_empty_cells_stay_in_their_group(toy) -> None:
     data.X[3] = 0
     data.X.eliminate_zeros()
     embedded = toy.embed(data, empty_cells="embed")
-    with pytest.warns(scfm.inference.InputWarning, match="1 of 10 cells"):
+    with pytest.warns(scfm.reading.InputWarning, match="1 of 10 cells"):
         got = toy.embed(data)
     assert np.isnan(got[3]).all()
     np.testing.assert_array_equal(np.delete(got, 3, axis=0), np.delete(embedded, 3, axis=0))

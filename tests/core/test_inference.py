@@ -22,7 +22,8 @@ from scfm.cells import BLOCK_ROWS
 from scfm.encoder import Capability, CellEncoder, Encoded, Network, Request
 from scfm.errors import CapabilityError, GeneMatchError, InputError, ResumeError
 from scfm.genes import Vocabulary
-from scfm.inference import InputWarning, plan_batches
+from scfm.inference import plan_batches
+from scfm.reading import InputWarning
 from scfm.tokenizers import ContinuousTokenizer
 
 GENES = 12

@@ -10,7 +10,7 @@ import numpy as np
 
 import scfm
 from scfm.cells import Block
-from scfm.inference import read
+from scfm.reading import read
 
 TOLERANCE = {
     "aligned_counts": 0,

@@ -10,7 +10,7 @@ import numpy as np
 
 import scfm
 from scfm.cells import Block
-from scfm.inference import read
+from scfm.reading import read
 
 TOLERANCE = {
     "prep/log2": 1e-6,  # one unit in the last place at 12; scanpy's own result on another machine differs as much
