@@ -1,4 +1,4 @@
-"""Label transfer on data sets that no training cell comes from: mini, its untrained weights, and PCA.
+"""Label transfer among cells that took no part in training: mini, its untrained weights, the components it started from, and PCA.
 
 Query cells take the label of most of their 15 nearest reference cells (cosine). Intervals are 95 % bootstrap percentiles over query cells.
 """
@@ -16,9 +16,10 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
 
 import scfm
+from scfm.adapters.pca import PCA
 from scfm.encoder import CellEncoder
 
-__all__ = ["Benchmark", "benchmarks", "evaluate", "markdown", "transfer"]
+__all__ = ["Benchmark", "benchmarks", "evaluate", "macro_f1", "markdown", "transfer"]
 
 NEIGHBOURS = 15
 RESAMPLES = 1000
@@ -85,23 +86,25 @@ def _first(reference: np.ndarray, query: np.ndarray, count: int) -> tuple[np.nda
     return np.sort(chosen), query
 
 
-def frozen(encoder: CellEncoder) -> Embed:
+def frozen(encoder: CellEncoder, *, hidden_layer: int | None = None) -> Embed:
     """An encoder as it is."""
 
     def embed(reference: ad.AnnData, query: ad.AnnData) -> tuple[np.ndarray, np.ndarray]:
-        return _embed(encoder, reference), _embed(encoder, query)
+        return _embed(encoder, reference, hidden_layer), _embed(encoder, query, hidden_layer)
 
     return embed
 
 
 def fitted_pca(reference: ad.AnnData, query: ad.AnnData) -> tuple[np.ndarray, np.ndarray]:
     """50 components of 2,000 variable genes, fitted on the reference."""
-    encoder = scfm.load("pca").fit(reference)
+    pca = scfm.load("pca")
+    assert isinstance(pca, PCA)
+    encoder = pca.fit(reference)
     return _embed(encoder, reference), _embed(encoder, query)
 
 
-def _embed(encoder: CellEncoder, cells: ad.AnnData) -> np.ndarray:
-    return encoder.embed(cells, empty_cells="embed", progress=False)
+def _embed(encoder: CellEncoder, cells: ad.AnnData, hidden_layer: int | None = None) -> np.ndarray:
+    return encoder.embed(cells, empty_cells="embed", hidden_layer=hidden_layer, progress=False)
 
 
 def transfer(benchmark: Benchmark, embed: Embed, *, refit: bool) -> np.ndarray:
@@ -146,22 +149,23 @@ def evaluate(
     """
     records = []
     for benchmark in benchmarks(data):
+        labels, truth = np.unique(benchmark.labels, return_inverse=True)
         given = {name: transfer(benchmark, embed, refit=refit) for name, (embed, refit) in models.items()}
-        queried = np.array([label is not None for label in given[against][0]])
-        truth = benchmark.labels[queried]
-        given = {name: rounds[:, queried] for name, rounds in given.items()}
+        queried = given[against][0] != None  # noqa: E711 - elementwise
+        truth = truth[queried]
+        codes = {name: np.searchsorted(labels, rounds[:, queried].astype(str)) for name, rounds in given.items()}
         resamples = np.random.default_rng(seed).integers(0, len(truth), (RESAMPLES, len(truth)))
-        for name, rounds in given.items():
+        for name, rounds in codes.items():
             right = (rounds == truth).mean(axis=0)  # (n_queries,) share of the rounds
-            ahead = right - (given[against] == truth).mean(axis=0)
-            f1 = [_macro_f1(truth[rows], rounds[:, rows]) for rows in resamples]
+            ahead = right - (codes[against] == truth).mean(axis=0)
+            f1 = [macro_f1(truth[rows], rounds[:, rows]) for rows in resamples]
             record: dict[str, Any] = {
                 "benchmark": benchmark.name,
                 "cells": len(truth),
                 "labels": len(np.unique(truth)),
                 "model": name,
                 "accuracy": _interval(right.mean(), right[resamples].mean(axis=1)),
-                "macro_f1": _interval(_macro_f1(truth, rounds), np.array(f1)),
+                "macro_f1": _interval(macro_f1(truth, rounds), np.array(f1)),
             }
             if name != against:
                 record[f"accuracy_beyond_{against}"] = _interval(ahead.mean(), ahead[resamples].mean(axis=1))
@@ -169,17 +173,23 @@ def evaluate(
     return records
 
 
-def _macro_f1(truth: np.ndarray, rounds: np.ndarray) -> float:
-    """Mean over rounds of the F1 averaged over the labels that occur."""
-    labels, codes = np.unique(truth, return_inverse=True)
+def macro_f1(truth: np.ndarray, rounds: np.ndarray) -> float:
+    """F1 = 2 hits / (cells of the label + cells given the label), averaged over the labels that occur, then over rounds.
+
+    Parameters
+    ----------
+    truth
+        (n_cells,) int64 labels, from 0.
+    rounds
+        (n_rounds, n_cells) int64 labels given.
+    """
+    size = int(max(truth.max(), rounds.max())) + 1
+    support = np.bincount(truth, minlength=size)
     scores = []
     for given in rounds:
-        hit = given == truth
-        support = np.bincount(codes, minlength=len(labels))
-        position = np.minimum(np.searchsorted(labels, given.astype(str)), len(labels) - 1)
-        known = labels[position] == given
-        predicted = np.bincount(position[known], minlength=len(labels))
-        scores.append(np.mean(2 * np.bincount(codes[hit], minlength=len(labels)) / (support + predicted)))
+        hits = np.bincount(truth[given == truth], minlength=size)
+        f1 = 2 * hits / np.maximum(support + np.bincount(given, minlength=size), 1)
+        scores.append(f1[support > 0].mean())
     return float(np.mean(scores))
 
 

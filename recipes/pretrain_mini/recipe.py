@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pandas as pd
 import torch
@@ -17,10 +16,10 @@ from scfm.genes import Vocabulary
 from scfm.recipes.pretrain_mini import evaluation
 from scfm.recipes.pretrain_mini.components import start_from_components
 from scfm.recipes.pretrain_mini.config import Config
-from scfm.recipes.pretrain_mini.corpus import assemble
+from scfm.recipes.pretrain_mini.corpus import Group, assemble
 from scfm.recipes.pretrain_mini.training import start_as_identity, train
 
-__all__ = ["CARD", "SHIPPED", "evaluate", "pretrain", "untrained"]
+__all__ = ["CARD", "SHIPPED", "evaluate", "pretrain", "started", "untrained"]
 
 CARD = Path(mini.__file__).parent / "cards" / "mini.toml"
 SHIPPED = CARD.parent.parent / "data"
@@ -28,12 +27,19 @@ MARKS = ("<!-- evaluation -->\n", "<!-- end of evaluation -->\n")
 
 
 def untrained(config: Config, vocabulary: Vocabulary) -> Mini:
-    """The encoder before its first step: the same weights for the same seed, without touching torch's global stream."""
+    """The encoder with random weights: the same for the same seed, without touching torch's global stream."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         sizes = MiniConfig(genes=len(vocabulary), pad=vocabulary.id("pad"), **config.network.model_dump())
         encoder = Mini.build(sizes, vocabulary, ModelCard.read(CARD))
     start_as_identity(encoder.network)
+    return encoder
+
+
+def started(config: Config, groups: list[Group], vocabulary: Vocabulary) -> Mini:
+    """The encoder before its first step, its gene table filled with the components of the training sets."""
+    encoder = untrained(config, vocabulary)
+    start_from_components(encoder.network.genes, groups, config.corpus.random_share)  # type: ignore[arg-type]
     return encoder
 
 
@@ -50,12 +56,9 @@ def pretrain(config: Config, data: Path, *, weights: Path, results: Path) -> Min
         Folders to write to.
     """
     groups, vocabulary = assemble(config.corpus, data)
-    encoder = untrained(config, vocabulary)
-    start_from_components(encoder.network.genes, groups, config.corpus.random_share)  # type: ignore[arg-type]
+    encoder = started(config, groups, vocabulary)
     results.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory() as scratch:
-        log = train(encoder, groups, config.train, Path(scratch))
-        (results / "log.csv").write_text(log.read_text(encoding="utf-8"), encoding="utf-8")
+    train(encoder, groups, config.train, checkpoint=weights, log=results / "log.csv")
     draw_loss(results / "log.csv", results / "loss.png")
     encoder.network.half()
     encoder.save(weights)
@@ -65,7 +68,9 @@ def pretrain(config: Config, data: Path, *, weights: Path, results: Path) -> Min
 
 
 def evaluate(config: Config, data: Path, *, weights: Path, results: Path) -> str:
-    """Compare the weights in a folder with untrained ones and PCA; writes evaluation.json, evaluation.md and the card's table.
+    """Compare the weights in a folder with untrained ones, with the components training starts from and with PCA.
+
+    Writes evaluation.json, evaluation.md and, for the shipped weights, the card's table.
 
     Returns
     -------
@@ -73,9 +78,12 @@ def evaluate(config: Config, data: Path, *, weights: Path, results: Path) -> str
         The table.
     """
     trained = Mini.restore(Checkpoint(weights))
+    groups, vocabulary = assemble(config.corpus, data)
     models = {
         "mini": (evaluation.frozen(trained), False),
-        "mini, untrained": (evaluation.frozen(untrained(config, trained.vocabulary)), False),
+        # of these the layers pass their input on
+        "mini, untrained": (evaluation.frozen(untrained(config, vocabulary), hidden_layer=0), False),
+        "mini, components only": (evaluation.frozen(started(config, groups, vocabulary), hidden_layer=0), False),
         "pca": (evaluation.fitted_pca, True),
     }
     records = evaluation.evaluate(models, data)
@@ -103,7 +111,7 @@ def draw_loss(log: Path, figure: Path) -> None:
     drawing = Figure(figsize=(8, 3), layout="constrained")
     for axis, name in zip(drawing.subplots(1, 2), ("reconstruction", "contrast"), strict=True):
         for group, rows in steps.groupby("group"):
-            axis.plot(rows["step"], rows[name].rolling(15, min_periods=1).mean(), label=group, linewidth=1)
-        axis.set(xlabel="step", title=name)
+            axis.plot(rows.index, rows[name].rolling(15, min_periods=1).mean(), label=group, linewidth=1)
+        axis.set(xlabel="step, of all stages", title=name)
     axis.legend(fontsize=6)
     drawing.savefig(figure, dpi=80)

@@ -1,7 +1,8 @@
 """Self-supervised training on pairs of views of the same cells.
 
-The counts of a cell are split at random into two independent halves; a view is a half, thinned further and without some of its genes. From the embedding of one view the other half is predicted, and
-the two views of a cell are to be more similar than views of different cells (InfoNCE, van den Oord et al. 2018, arXiv:1807.03748).
+The counts of a cell are split at random into two independent halves; a view is a half, thinned further and without some of its genes.
+From the embedding of one view the other half is predicted, and the two views of a cell are to be more similar than views of different
+cells (InfoNCE, van den Oord et al. 2018, arXiv:1807.03748).
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class Pretraining(nn.Module):
 
     def _reconstruct(self, cells: Tensor, counts: Tensor, group: str) -> Tensor:
         """Cross-entropy between log1p counts of the other half and predicted shares of the genes, beyond the group's usual shares."""
-        genes = self.network.genes(self.panels[group])  # (n_panel, dim)
+        genes = self.network.genes(self.panels[group])  # type: ignore[operator]  # (n_panel, dim)
         usual = self.usual[group]
         logits = self.decoder(cells * math.sqrt(cells.shape[1])) @ genes.T + usual
         target = counts.log1p()
@@ -112,31 +113,31 @@ def _log_share(group: Group) -> Tensor:
     return torch.from_numpy(np.log(total / total.sum()).astype(np.float32))
 
 
-def train(encoder: CellEncoder, groups: list[Group], config: TrainConfig, folder: Path) -> Path:
-    """Train an encoder in place; `folder` has its weights (float32, every `checkpoint_every` steps) and log.csv.
+def train(encoder: CellEncoder, groups: list[Group], config: TrainConfig, *, checkpoint: Path, log: Path) -> None:
+    """Train an encoder in place.
 
-    Returns
-    -------
-    Path
-        The log.
+    Parameters
+    ----------
+    checkpoint
+        Folder that has its weights so far, in float32, every `checkpoint_every` steps.
+    log
+        CSV file with a row a step.
     """
     rng = np.random.default_rng(config.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = Pretraining(encoder, groups, config).train()
-    folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    with (folder / "log.csv").open("w", newline="") as file:
-        log = csv.writer(file)
-        log.writerow(LOG)
+    with log.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(LOG)
         for stage in range(len(config.stages)):
             for step, *row in _stage(model, encoder, groups, config, stage, rng):
-                log.writerow([stage, step, *row, f"{time.monotonic() - start:.0f}"])
+                rows.writerow([stage, step, *row, f"{time.monotonic() - start:.0f}"])
                 if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.stages[stage].steps:
-                    encoder.save(folder)
+                    encoder.save(checkpoint)
                     file.flush()
     encoder.network.eval()
-    return folder / "log.csv"
 
 
 def _stage(
