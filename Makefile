@@ -39,11 +39,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed-analysis: $(BIN)/python pyproject.toml setup.py constraints.txt
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[analysis]'
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[analysis]'
 	touch $@
 
 $(VENV)/.installed-dev: $(BIN)/python pyproject.toml setup.py constraints.txt
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev]'
 	touch $@
 
 clean:  ## remove what was built

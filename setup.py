@@ -13,7 +13,19 @@ setup(
     package_data={
         "": [
             f"**/*.{ending}"
-            for ending in ("toml", "yaml", "md", "tsv.gz", "json.gz", "csv", "png", "h5ad", "safetensors", "json", "html.j2")
+            for ending in (
+                "toml",
+                "yaml",
+                "md",
+                "tsv.gz",
+                "json.gz",
+                "csv",
+                "png",
+                "h5ad",
+                "safetensors",
+                "json",
+                "html.j2",
+            )
         ]
         + ["py.typed"]
     },

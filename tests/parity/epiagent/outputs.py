@@ -118,7 +118,9 @@ def tokens(encoder: Any, data: Any, expected: Any) -> Iterator[tuple[str, np.nda
     cell = int(expected["sampled_cell_index"])
     (one,) = encoder.with_options(context=1000).tokenize(data[[cell]])
     length = int(one.expressed[0])
-    ordered = np.concatenate([[1], expected["cell_sentences"][cell][:length], [2]])  # equal values in the recorded order
+    ordered = np.concatenate(
+        [[1], expected["cell_sentences"][cell][:length], [2]]
+    )  # equal values in the recorded order
     assert sorted(ordered) == sorted(one.fields["ids"])
     upstream = encoder.with_options(truncation="upstream").tokenizer
     sampled = upstream.sampled(replace(one, fields={"ids": ordered}), np.random.RandomState(1234))
