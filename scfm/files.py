@@ -14,9 +14,9 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from scfm.errors import CheckpointError
+from scfm.errors import CheckpointError, InputError
 
-__all__ = ["cache_dir", "require_content", "sha256", "write_whole"]
+__all__ = ["cache_dir", "is_gzip", "require_content", "sha256", "write_whole"]
 
 logger = logging.getLogger(__name__)
 
@@ -104,3 +104,12 @@ def require_content(path: Path) -> None:
         )
     if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
         raise CheckpointError(f"{path} is a web page, not a checkpoint.", "Download the file behind the page.")
+
+
+def is_gzip(path: Path) -> bool:
+    """Whether a file begins like a gzipped one, whatever its name."""
+    try:
+        with path.open("rb") as file:
+            return file.read(2) == b"\x1f\x8b"
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error

@@ -19,6 +19,7 @@ import numpy as np
 from scipy import sparse
 
 from scfm.errors import InputError, listing
+from scfm.files import is_gzip
 from scfm.regions import RegionIndex, Regions
 
 if TYPE_CHECKING:
@@ -243,7 +244,7 @@ def _chunks(path: Path) -> Iterator[Any]:
             dtype={name: kinds[name] for name in columns},
             chunksize=_CHUNK,
             keep_default_na=False,
-            compression="gzip" if _is_gzip(path) else None,
+            compression="gzip" if is_gzip(path) else None,
         )
         with reader:
             for chunk in reader:
@@ -265,17 +266,9 @@ def _chunks(path: Path) -> Iterator[Any]:
         ) from error
 
 
-def _is_gzip(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(2) == b"\x1f\x8b"
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-
-
 def _columns(path: Path) -> list[str]:
     """Column names, by the number of fields of the first fragment."""
-    with (gzip.open if _is_gzip(path) else open)(path, "rt") as file:
+    with (gzip.open if is_gzip(path) else open)(path, "rt") as file:
         try:
             first = next((line for line in file if line.strip() and not line.startswith("#")), "")
         except (EOFError, zlib.error) as error:
