@@ -16,7 +16,8 @@ import numpy as np
 from scipy import sparse
 
 from scfm.errors import CheckpointError, GeneMatchError, InputError, SpeciesError, listing
-from scfm.gene_tables import id_kind, species_of, strip_version, to_ensembl, to_orthologs, to_symbols
+from scfm.gene_tables import id_kind, species_of, strip_version, to_ensembl, to_symbols
+from scfm.orthologs import to_orthologs
 
 if TYPE_CHECKING:
     import pandas as pd

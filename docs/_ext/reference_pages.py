@@ -14,8 +14,16 @@ from run import Page
 
 COMMANDS = ("", "models", "info", "check", "embed", "demo")
 API = {
-    "Use a model": ("scfm", "scfm.loading", "scfm.encoder", "scfm.reading", "scfm.inference", "scfm.cards", "scfm.registry"),
-    "Data": ("scfm.cells", "scfm.genes", "scfm.gene_tables", "scfm.data", "scfm.sinks", "scfm.provenance"),
+    "Use a model": (
+        "scfm",
+        "scfm.loading",
+        "scfm.encoder",
+        "scfm.reading",
+        "scfm.inference",
+        "scfm.cards",
+        "scfm.registry",
+    ),
+    "Data": ("scfm.cells", "scfm.genes", "scfm.gene_tables", "scfm.orthologs", "scfm.data", "scfm.sinks", "scfm.provenance"),
     "Write an adapter": ("scfm.checkpoint", "scfm.tokenizers", "scfm.nn", "scfm.hub", "scfm.testing"),
     "Results": ("scfm.metrics",),
     "Errors": ("scfm.errors",),

@@ -109,4 +109,3 @@ def tfidf(matrix: sparse.csr_matrix, document_frequency: np.ndarray) -> sparse.c
     values.data *= np.repeat(scale, np.diff(values.indptr))
     values.data = np.log1p(values.data / document_frequency[values.indices])
     return values
-

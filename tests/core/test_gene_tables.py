@@ -13,9 +13,9 @@ from scfm.gene_tables import (
     species_of,
     strip_version,
     to_ensembl,
-    to_orthologs,
     to_symbols,
 )
+from scfm.orthologs import to_orthologs
 
 HUMAN = ["TP53", "GAPDH", "ACTB", "CD3E", "CD4", "CD8A", "MS4A1", "NKG7", "LYZ", "PPBP", "EPCAM", "PTPRC"]
 MOUSE = ["Trp53", "Gapdh", "Actb", "Cd3e", "Cd4", "Cd8a", "Ms4a1", "Nkg7", "Epcam", "Ptprc", "Gata1", "Sox2"]
