@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from scfm.cards import ModelCard
     from scfm.encoder import Capability, CellEncoder, Encoded
     from scfm.loading import LicenceWarning, load
+    from scfm.multi import MultiEmbedding, embed_multi
     from scfm.reading import InputReport, InputWarning, check
     from scfm.registry import cards as models
 
@@ -26,7 +27,9 @@ __all__ = [
     "InputWarning",
     "LicenceWarning",
     "ModelCard",
+    "MultiEmbedding",
     "check",
+    "embed_multi",
     "errors",
     "genes",
     "load",
@@ -41,7 +44,9 @@ _HOME = {
     "InputWarning": "scfm.reading",
     "LicenceWarning": "scfm.loading",
     "ModelCard": "scfm.cards",
+    "MultiEmbedding": "scfm.multi",
     "check": "scfm.reading",
+    "embed_multi": "scfm.multi",
     "load": "scfm.loading",
     "models": "scfm.registry:cards",
 }
