@@ -194,6 +194,7 @@ def _page(
         .render(
             result=result,
             baseline=BASELINE,
+            shipped=MODEL,
             rows=rows,
             genes=cells.n_vars,
             card=card,
