@@ -158,6 +158,13 @@ def tokenized(encoder: CellEncoder, reading: Reading, seed: int, *, skip: int = 
                 yield TokenBlock(cells, tokens)
 
 
+_EQUAL_FEATURES = {
+    "first": "the first counts",
+    "sum": "their values are added",
+    "each": "each has a token of its own",
+}
+
+
 @dataclass(frozen=True)
 class InputReport:
     """How data fit an encoder. Every refusal of `embed` is raised by `check` too; this is what is left to say."""
@@ -247,11 +254,7 @@ def check(
     if part.alignment.report.duplicates:
         notes.append(
             f"{part.alignment.report.duplicates:,} features share a token with another; "
-            + (
-                "the first counts"
-                if encoder.tokenizer.first_of_equal
-                else "each keeps its own token, as in the authors' code"
-            )
+            + _EQUAL_FEATURES[encoder.tokenizer.equal_features]
         )
     return InputReport(
         model=encoder.name,

@@ -6,7 +6,7 @@ With x the counts of the listed genes and N their sum, both over one cell: v = m
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -36,7 +36,7 @@ class DenseTokenizer(Tokenizer):
     vocabulary: Vocabulary
     masked: tuple[str, ...] = ()
     context: int = 1_000_000
-    first_of_equal: ClassVar[bool] = True
+    equal_features: ClassVar[Literal["first"]] = "first"
 
     def __post_init__(self) -> None:
         gene_rows(self.vocabulary, self.masked)  # unknown names are refused

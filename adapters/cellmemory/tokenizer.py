@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from scfm.cells import Block
 from scfm.errors import InputError
 from scfm.genes import Vocabulary
 from scfm.tokenizers import Tokenizer, Tokens
-from scfm.tokenizers.base import known_entries, ragged_positions
+from scfm.tokenizers.base import ordered_entries, ragged_positions
 from scfm.tokenizers.hashing import cell_hash, mix32, token_hash
 from scfm.tokenizers.quantiles import bin_ranges
 
@@ -45,6 +45,7 @@ class ReferenceTokenizer(Tokenizer):
     binning: Literal["scale", "norm"] = "scale"
     context: int = 10_000
     pad_to: int | None = None
+    equal_features: ClassVar[Literal["first"]] = "first"
     _gene_hash: np.ndarray = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -64,7 +65,7 @@ class ReferenceTokenizer(Tokenizer):
 
     def tokenize(self, block: Block, seed: int = 0) -> Tokens:
         """Tokens of a block: fields "ids" int32 and "bins" int64."""
-        ids, values, _, offsets = known_entries(block)
+        ids, values, offsets = ordered_entries(block)  # the reference's order, whatever that of the columns
         values = values.astype(np.float32, copy=False)
         expressed = np.diff(offsets)
         cell = np.repeat(np.arange(len(expressed)), expressed)
@@ -76,8 +77,6 @@ class ReferenceTokenizer(Tokenizer):
             width = len(genes)
             ids, bins = np.tile(genes, len(dense)), dense[:, genes].reshape(-1)
             return Tokens({"ids": ids, "bins": bins}, np.arange(len(dense) + 1, dtype=np.int64) * width, expressed)
-        order = np.lexsort((ids, cell))  # the reference's order, whatever that of the columns
-        ids, bins, values = ids[order], bins[order], values[order]
         if (expressed > self.context).any():
             keep = self._subset(ids, values, offsets, seed)
             ids, bins = ids[keep], bins[keep]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -30,7 +30,7 @@ class LevelTokenizer(Tokenizer):
     vocabulary: Vocabulary
     levels: int = 5
     context: int = 1_000_000
-    first_of_equal: ClassVar[bool] = True
+    equal_features: ClassVar[Literal["first"]] = "first"
 
     def settings(self) -> dict[str, Any]:
         """Plain values that, with the vocabulary, rebuild the tokenizer."""

@@ -51,7 +51,7 @@ class DepthTokenizer(Tokenizer):
     total_key: str | None = None
     target_sum: float | None = None
     context: int = 1_000_000
-    first_of_equal: ClassVar[bool] = True
+    equal_features: ClassVar[Literal["first"]] = "first"
 
     def __post_init__(self) -> None:
         if self.reads not in ("counts", "lognorm", "bulk", "bulk_log"):

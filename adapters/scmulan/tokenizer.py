@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -34,6 +34,7 @@ class SentenceTokenizer(Tokenizer):
     levels: int = 10
     limit: float | None = 10.0
     context: int = 1_000_000
+    equal_features: ClassVar[Literal["first"]] = "first"
 
     def settings(self) -> dict[str, Any]:
         """Plain values that, with the vocabulary, rebuild the tokenizer."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -27,6 +27,7 @@ class PatchTokenizer(Tokenizer):
 
     vocabulary: Vocabulary
     size: int = 128
+    equal_features: ClassVar[Literal["first"]] = "first"
 
     @property
     def context(self) -> int:  # type: ignore[override]

@@ -1,8 +1,8 @@
 """TranscriptFormer (Pearce et al. 2025, doi:10.1101/2025.04.25.650731): a generative model of genes and counts across species.
 
 Original code: PyPI transcriptformer 0.6.1 (MIT). Differs from it: only the rows of the wanted species are read; a species that the model
-was not trained on gets consistent special tokens (``scfm.load(..., upstream=True)`` gives the original's); features that share an id
-keep a token each instead of being refused.
+was not trained on gets consistent special tokens (``scfm.load(..., upstream=True)`` gives the original's); of features that
+share an id the first counts, which the original does on request and refuses otherwise.
 """
 
 from __future__ import annotations

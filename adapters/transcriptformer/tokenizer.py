@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from scfm.cells import Block
 from scfm.errors import InputError
 from scfm.genes import Vocabulary
 from scfm.tokenizers import Tokenizer, Tokens
-from scfm.tokenizers.base import known_entries, ragged_positions
+from scfm.tokenizers.base import first_columns, known_entries, ragged_positions
 
 UNKNOWN = "unknown"
 
@@ -43,6 +44,7 @@ class CausalTokenizer(Tokenizer):
 
     vocabulary: Vocabulary
     context: int = 2048
+    equal_features: ClassVar[Literal["first"]] = "first"
     clip: float = 30.0
     aux_columns: tuple[str | None, ...] = ()
     aux_names: tuple[tuple[str, ...], ...] = ()
@@ -92,7 +94,7 @@ class CausalTokenizer(Tokenizer):
         Fields "ids" int32 and "counts" float32 of what a position reads, "targets" int32 and "target_counts" float32 of what it predicts
         (``[PAD]`` and 0 where nothing); per cell "aux" (n_cells, n_aux) int64.
         """
-        ids, values, _, offsets = known_entries(block)
+        ids, values, _, offsets = known_entries(first_columns(block))
         n, n_aux = len(block), len(self.aux_names)
         room = self.context - n_aux
         expressed = np.diff(offsets)

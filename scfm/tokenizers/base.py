@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from scipy import sparse
@@ -25,6 +25,7 @@ __all__ = [
     "batch_labels",
     "append",
     "dense",
+    "first_columns",
     "known_entries",
     "ordered_entries",
     "prepend",
@@ -170,8 +171,8 @@ class Tokenizer(ABC):
     vocabulary: Vocabulary
     context: int
     """Most tokens of a cell, special ones included."""
-    first_of_equal: ClassVar[bool] = False
-    """Of features that share a token only the first counts (`ordered_entries`); otherwise each has a token of its own."""
+    equal_features: ClassVar[Literal["first", "sum", "each"]] = "each"
+    """Of features that share a token: only the first counts (`ordered_entries`), their values are added, or each has a token of its own."""
     sequential: bool = False
     """Blocks must be tokenized in order (an upstream random stream is reproduced)."""
     random: ClassVar[bool] = False

@@ -82,6 +82,11 @@ class RankTokenizer(Tokenizer):
             fields["values"] = framed(body, kept, zero(before), zero(after), 0, width=self.least)[0]
         return Tokens(fields=fields, offsets=place, expressed=np.diff(offsets), padding={"ids": pad, "values": 0.0})
 
+    @property
+    def equal_features(self) -> Literal["sum", "each"]:  # type: ignore[override]
+        """What becomes of features that share a token."""
+        return "sum" if self.duplicates == "sum" else "each"
+
     # What a model may do otherwise
 
     @property

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -92,6 +93,29 @@ def test_encoder_keeps_its_promises(name: str, check: str) -> None:
 
 def test_every_installed_adapter_is_checked() -> None:
     assert sorted({family for family, _ in encoders()}) == sorted(adapters())
+
+
+@pytest.mark.filterwarnings("ignore:Variable names are not unique")
+@pytest.mark.parametrize("name", [name for _, name in encoders()])
+def test_what_check_says_of_equal_features_is_so(name: str) -> None:
+    encoder = load(name)
+    if encoder.vocabulary.ids == "region":
+        pytest.skip("regions are matched by their places")
+    data = example_data(encoder, n_cells=3)
+    expressed = np.asarray((data.X != 0).todense())
+    column = int(expressed.sum(axis=0).argmax())
+    twice = anndata.concat([data, data[:, [column]]], axis=1)
+    twice.obs, twice.var_names = data.obs.copy(), [*data.var_names, data.var_names[column]]
+    told = encoder.check(twice).warnings[0].rpartition("; ")[2]
+    more = tokens_of(encoder, twice) - tokens_of(encoder, data)
+    np.testing.assert_array_equal(more, expressed[:, column] if told == "each has a token of its own" else 0)
+    if told == "the first counts":
+        np.testing.assert_array_equal(encoder.embed(twice), encoder.embed(data))
+
+
+def tokens_of(encoder: scfm.CellEncoder, data: AnnData) -> np.ndarray:
+    """Features known to the model that each cell expresses (n_cells,)."""
+    return np.concatenate([tokens.expressed for tokens in encoder.tokenize(data)])
 
 
 @pytest.mark.parametrize("name", [name for _, name in encoders()])
