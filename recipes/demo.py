@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scfm._lazy import optional
+from scfm._lazy import require
 from scfm.metrics import Estimate, bootstrap_mean, knn_labels
 
 if TYPE_CHECKING:
@@ -70,8 +70,8 @@ def run(folder: Path, *, model: str = MODEL) -> DemoResult:
     import scfm
     from scfm.data import pbmc_demo
 
-    optional("matplotlib", extra="analysis", purpose="the picture")
-    optional("umap", extra="analysis", purpose="the picture")
+    require("matplotlib", extra="analysis", purpose="the picture")
+    require("umap", extra="analysis", purpose="the picture")
     cells = pbmc_demo()
     labels = cells.obs["cell_type"].astype(str).to_numpy()
     query = _half(labels)
