@@ -126,7 +126,7 @@ class _Tally:
 
     def __init__(self, regions: Regions, barcodes: Sequence[str] | None) -> None:
         self.regions, self.index = regions, RegionIndex(regions)
-        self.contigs = set(np.unique(regions.chrom))
+        self.contigs = set(regions.contigs)
         self.listed = barcodes is not None
         self.rows: dict[str, int] = {str(name): i for i, name in enumerate(barcodes or ())}
         if barcodes is not None and len(self.rows) != len(barcodes):
@@ -154,7 +154,7 @@ class _Tally:
         for cell, n in zip(*np.unique(row[kept], return_counts=True), strict=True):
             self.per_cell[int(cell)] = self.per_cell.get(int(cell), 0) + int(n)
         fragment, region = self.index.query(chrom.to_numpy(dtype=object)[kept], start[kept], end[kept])
-        self.in_regions += len(np.unique(fragment))
+        self.in_regions += int(np.count_nonzero(np.diff(fragment, prepend=-1)))  # in order
         weight = (
             chunk["count"].to_numpy()[kept][fragment]
             if count == "reads" and "count" in chunk

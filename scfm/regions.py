@@ -1,7 +1,7 @@
 """Genomic regions: peaks and candidate cis-regulatory elements (cCREs), their build, their overlaps. The ATAC twin of `scfm.genes`.
 
 Intervals are half-open and 0-based, as in BED: [start, end). Two regions overlap if they share at least one base; book-ended ones do not.
-The join is ours: two binary searches on sorted coordinates, in numpy (benchmarks/regions.py compares it with bioframe).
+The join is ours: two binary searches on sorted coordinates, in numpy (benchmarks/atac.py compares it with bioframe).
 """
 
 from __future__ import annotations
@@ -115,6 +115,13 @@ class Regions:
             [f"{c}:{s}-{e}" for c, s, e in zip(self.chrom, self.start, self.end, strict=True)], dtype=object
         )
 
+    @cached_property
+    def contigs(self) -> list[str]:
+        """Names of the chromosomes, sorted."""
+        import pandas as pd
+
+        return sorted(pd.unique(self.chrom))  # np.unique would sort all regions by name
+
     @classmethod
     def from_names(cls, names: Iterable[str]) -> Regions:
         """From `chr1:100-200`, `chr1-100-200`, `chr1_100_200`, `1:100-200` or `chr1:1,000-2,000`.
@@ -191,8 +198,7 @@ def possible_builds(regions: Regions) -> list[str]:
     Unplaced contigs are not looked at.
     """
     fitting = []
-    main = np.array([re.fullmatch(r"chr(\d+|[XY])", name) is not None for name in np.unique(regions.chrom)])
-    names = np.unique(regions.chrom)[main]
+    names = [name for name in regions.contigs if re.fullmatch(r"chr(\d+|[XY])", name)]
     furthest = {name: int(regions.end[regions.chrom == name].max()) for name in names}
     for build in BUILDS.values():
         if all(end <= build.lengths.get(name, 0) for name, end in furthest.items()):
@@ -255,7 +261,7 @@ class RegionIndex:
     """
 
     def __init__(self, reference: Regions) -> None:
-        self._codes = {name: i for i, name in enumerate(np.unique(reference.chrom))}
+        self._codes = {name: i for i, name in enumerate(reference.contigs)}
         offset = _joint(reference.chrom, self._codes)
         start, end = offset + reference.start, offset + reference.end
         self._order = np.lexsort((end, start))
