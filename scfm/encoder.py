@@ -72,6 +72,21 @@ class Request:
         """Whether any of these outputs is needed."""
         return not self.outputs.isdisjoint(names)
 
+    def attended(self, depth: int) -> tuple[int, ...]:
+        """Which of a network's `depth` layers have their attention read; none unless "attention" is wanted."""
+        if "attention" not in self.outputs:
+            return ()
+        return tuple(range(depth)) if self.attention_layers is None else self.attention_layers
+
+    @property
+    def only_attention(self) -> bool:
+        """Whether nothing but attention is wanted: layers above the last one read need not be computed."""
+        return self.outputs == {"attention"}
+
+    def depth(self, depth: int) -> int:
+        """How many of a network's `depth` layers are computed; the authors read the states behind all of them."""
+        return depth if self.hidden_layer is None else self.hidden_layer
+
 
 @dataclass
 class Encoded:
@@ -439,6 +454,25 @@ class CellEncoder(ABC):
                         yield result.cells[rows], result.tokens.select(rows), encoded
 
         return batches()
+
+    def output(self, data: Data, name: str, **options: Any) -> np.ndarray:
+        """One output of the network for every cell.
+
+        Parameters
+        ----------
+        name
+            "cells", "tokens" or one of `network.heads`.
+        options
+            Arguments of `encode`: layer, gene_column, hidden_layer, batch_size, ...
+
+        Returns
+        -------
+        np.ndarray
+            (n_cells, ...) in the order of the data. Cells whose outputs have different lengths are refused.
+        """
+        from scfm.inference import output
+
+        return output(self, data, name, **options)
 
     def gene_embeddings(self, genes: Sequence[str] | None = None, *, kind: str | None = None) -> pd.DataFrame:
         """Data-independent gene embeddings.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -65,11 +64,9 @@ class AIDOCellNetwork(Network):
 
     def forward(self, batch: Batch, request: Request = Request()) -> Encoded:
         """What `request` asks for: "expression" (b, genes). All cells have the same genes, so that there is no padding."""
-        attention: Collection[int] = ()
-        if request.wants("attention"):
-            attention = range(self.depth) if request.attention_layers is None else request.attention_layers
-        only_attention = request.outputs == {"attention"}
-        depth = self.depth if request.hidden_layer is None else request.hidden_layer
+        attention = request.attended(self.depth)
+        only_attention = request.only_attention
+        depth = request.depth(self.depth)
         run = self.layers.run(
             over_distinct(self.values, batch["values"]) + self.positions(batch["ids"]),  # (b, t, dim)
             layers=max(attention, default=-1) + 1 if only_attention else depth,

@@ -168,7 +168,7 @@ class CellMemoryNetwork(Network):
             x = self.positions(x)
         pad = None if batch.pad is None else F.pad(batch.pad, (1, 0), value=False)
         memory = torch.eye(self.config.slots, self.dim, dtype=x.dtype, device=x.device).expand(len(x), -1, -1)
-        passes = self.depth if request.hidden_layer is None else request.hidden_layer
+        passes = request.depth(self.depth)
         written, attended = (
             x.new_zeros(len(x), self.config.slots, x.shape[1]),
             x.new_zeros(*x.shape[:2], self.config.slots),

@@ -120,7 +120,7 @@ class CellPatchNetwork(Network):
         out = Encoded(tokens=genes if request.wants("tokens") else None)
         if request.outputs <= {"tokens"}:
             return out
-        depth = self.depth if request.hidden_layer is None else request.hidden_layer
+        depth = request.depth(self.depth)
         x = self.patches.expand(len(genes), -1, -1)  # (b, n, dim)
         found: dict[str, Tensor] = {}
         if depth > 0:

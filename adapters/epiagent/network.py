@@ -134,11 +134,9 @@ class EpiAgentNetwork(Network):
 
     def forward(self, batch: Batch, request: Request = Request()) -> Encoded:
         """What `request` asks for."""
-        attention: list[int] = []
-        if request.wants("attention"):
-            attention = list(range(self.depth) if request.attention_layers is None else request.attention_layers)
-        only_attention = bool(attention) and request.outputs == {"attention"}
-        depth = self.depth if request.hidden_layer is None else request.hidden_layer
+        attention = request.attended(self.depth)
+        only_attention = request.only_attention and bool(attention)
+        depth = request.depth(self.depth)
         per_token = request.wants("tokens", "openness") or bool(attention)
         run = self.layers.run(
             self.embed_tokens(batch),

@@ -74,9 +74,7 @@ class GeneformerNetwork(Network):
         """What `request` asks for. Heads: "gene_logits" (b, t, n_tokens), "logits" (b, classes) or "class_logits" (b, t, classes)."""
         pooling = request.pooling or ("mean" if self.config.cls is None else "cls")
         heads = request.wants(*self.heads)
-        attention: tuple[int, ...] = ()
-        if request.wants("attention"):
-            attention = tuple(range(self.depth)) if request.attention_layers is None else request.attention_layers
+        attention = request.attended(self.depth)
         read = self.depth - 1 if request.hidden_layer is None else request.hidden_layer
         until = max(self.depth if heads else 0, *(layer + 1 for layer in attention), 0)
         first_only = pooling == "cls" and not (request.wants("tokens") or until)

@@ -78,11 +78,9 @@ class LangCellNetwork(Network):
 
     def forward(self, batch: Batch, request: Request = Request()) -> Encoded:
         """What `request` asks for."""
-        attention: tuple[int, ...] = ()
-        if request.wants("attention"):
-            attention = tuple(range(self.depth)) if request.attention_layers is None else request.attention_layers
+        attention = request.attended(self.depth)
         until = max((layer + 1 for layer in attention), default=0)
-        depth = self.depth if request.hidden_layer is None else request.hidden_layer
+        depth = request.depth(self.depth)
         x, pad, done = self.bert.embedding(batch["ids"]), batch.pad, 0  # (b, t, dim)
         out = Encoded()
         if request.wants("cells", "tokens"):

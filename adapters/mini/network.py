@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -52,10 +51,8 @@ class MiniNetwork(Network):
 
     def forward(self, batch: Batch, request: Request = Request()) -> Encoded:
         """Cells, tokens and attention, as `request` asks."""
-        attention: Sequence[int] = ()
-        if request.wants("attention"):
-            attention = range(self.depth) if request.attention_layers is None else request.attention_layers
-        only_attention = request.outputs == {"attention"} and attention
+        attention = request.attended(self.depth)
+        only_attention = request.only_attention and attention
         only_cls = request.pooling == "cls" and not request.wants("tokens") and not attention
         run = self.layers.run(
             self.embed_tokens(batch),

@@ -55,11 +55,9 @@ class NicheformerNetwork(Network):
         pad = ids == self.config.pad if batch.pad is None else (ids == self.config.pad) | batch.pad  # (b, t)
         real = int((~pad).sum(dim=1).max()) if len(ids) else 0  # padding is behind
         width = ids.shape[1]
-        attention: tuple[int, ...] = ()
-        if request.wants("attention"):
-            attention = tuple(range(self.depth)) if request.attention_layers is None else request.attention_layers
+        attention = request.attended(self.depth)
         heads = request.wants(*self.heads)
-        read = self.depth if request.hidden_layer is None else request.hidden_layer
+        read = request.depth(self.depth)
         until = max(self.depth if heads else 0, *(layer + 1 for layer in attention), 0)
         if not request.wants("tokens") and not until and request.pooling == "genes":
             ids, pad = ids[:, :real], pad[:, :real]  # nothing of the padding is asked for

@@ -124,7 +124,7 @@ class SCMamba2Network(Network):
         whole = request.pooling == "mean" or request.wants("tokens", "expression", "expression_probability")
         x = self.embed_tokens(batch)
         turned = turned_positions(x.shape[1], batch.pad, len(x), x.device)
-        depth = self.depth if request.hidden_layer is None else request.hidden_layer
+        depth = request.depth(self.depth)
         for i, layer in enumerate(self.layers[:depth], start=1):
             x = layer(x, turned, first=i == depth and not whole)
         state = x[:, 0]  # (b, dim)

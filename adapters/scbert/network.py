@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -76,11 +75,9 @@ class ScBERTNetwork(Network):
 
     def forward(self, batch: Batch, request: Request = Request()) -> Encoded:
         """What `request` asks for: "level_logits" (b, t, levels), "logits" (b, classes). Cells have the same genes: no padding."""
-        attention: Collection[int] = ()
-        if request.wants("attention"):
-            attention = range(self.depth) if request.attention_layers is None else request.attention_layers
-        only_attention = request.outputs == {"attention"}
-        depth = self.depth if request.hidden_layer is None else request.hidden_layer
+        attention = request.attended(self.depth)
+        only_attention = request.only_attention
+        depth = request.depth(self.depth)
         run = self.layers.run(
             self.levels(batch["levels"]) + self.genes(batch["ids"]),  # (b, t, dim)
             layers=max(attention, default=-1) + 1 if only_attention else depth,

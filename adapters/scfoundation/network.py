@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -78,10 +77,8 @@ class ScFoundationNetwork(Network):
     def forward(self, batch: Batch, request: Request = Request()) -> Encoded:
         """What `request` asks for: "gene_states" (b, genes, decoder_dim), "expression" (b, genes)."""
         ids = batch["ids"] if batch.pad is None else batch["ids"].masked_fill(batch.pad, self.config.genes + 2)
-        attention: Collection[int] = ()
-        if request.wants("attention"):
-            attention = range(self.depth) if request.attention_layers is None else request.attention_layers
-        only_attention = request.outputs == {"attention"}
+        attention = request.attended(self.depth)
+        only_attention = request.only_attention
         decoded = request.wants(*self.heads)
         depth = self.depth if request.hidden_layer is None or decoded else request.hidden_layer
         run = self.layers.run(

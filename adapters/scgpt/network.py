@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -148,11 +147,9 @@ class ScGPTNetwork(Network):
             "mean",
             "weighted",
         )
-        attention: Sequence[int] = ()
-        if request.wants("attention"):
-            attention = range(self.depth) if request.attention_layers is None else request.attention_layers
-        depth = self.depth if request.hidden_layer is None else request.hidden_layer
-        only_attention = request.outputs == {"attention"} and attention
+        attention = request.attended(self.depth)
+        depth = request.depth(self.depth)
+        only_attention = request.only_attention and attention
         run = self.layers.run(
             self.embed_tokens(batch),
             batch.pad,

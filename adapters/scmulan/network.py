@@ -72,13 +72,11 @@ class ScMulanNetwork(Network):
         """
         ids, pad = batch["ids"], batch.pad
         x = self.tokens(ids) + self.levels(batch["bins"])  # (b, t, dim)
-        attention: Sequence[int] = ()
-        if request.wants("attention"):
-            attention = range(self.depth) if request.attention_layers is None else request.attention_layers
-        if request.outputs == {"attention"}:
+        attention = request.attended(self.depth)
+        if request.only_attention:
             return Encoded(attention=self.layers.run(x, pad, layers=max(attention) + 1, attention=attention).attention)
         passes = self._passes(request)
-        depth = self.depth if request.hidden_layer is None else request.hidden_layer
+        depth = request.depth(self.depth)
         lengths = torch.full(ids.shape[:1], ids.shape[1], device=ids.device) if pad is None else (~pad).sum(dim=1)
         ends = torch.stack([lengths - 2, lengths - 1], dim=1).clamp(min=0)  # (b, 2): the last gene, <PCT>
         every = bool(attention) or request.wants("tokens")

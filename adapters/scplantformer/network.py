@@ -67,7 +67,7 @@ class ScPlantFormerNetwork(Network):
     def forward(self, batch: Batch, request: Request = Request()) -> Encoded:
         """What `request` asks for: "expression" (b, genes), reconstructed; "patch_attention" (b, layers, heads, t, t), not normalised."""
         patches = batch["patches"].to(self.positions.weight.dtype)  # (b, t, dim)
-        depth = self.depth if request.hidden_layer is None else request.hidden_layer
+        depth = request.depth(self.depth)
         whole = request.wants("expression", "patch_attention")
         run = self.layers.run(
             F.relu(patches + self.positions.weight),

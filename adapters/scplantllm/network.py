@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,11 +68,9 @@ class ScPlantLLMNetwork(Network):
         pad = ids == self.config.pad  # padding, and features unknown to the model that keep their places
         if batch.pad is not None:
             pad = pad | batch.pad
-        attention: Sequence[int] = ()
-        if request.wants("attention"):
-            attention = range(self.depth) if request.attention_layers is None else request.attention_layers
-        only_attention = request.outputs == {"attention"}
-        depth = self.depth if request.hidden_layer is None else request.hidden_layer
+        attention = request.attended(self.depth)
+        only_attention = request.only_attention
+        depth = request.depth(self.depth)
         run = self.layers.run(
             self.genes(ids) + over_distinct(self.values, batch["bins"]),  # (b, t, dim)
             pad if bool(pad.any()) else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -199,10 +199,8 @@ class TranscriptFormerNetwork(Network):
         """
         if request.pooling == "protein" and request.outputs == {"cells"}:
             return Encoded(cells=self._protein_mean(batch))
-        attention: Sequence[int] = ()
-        if request.wants("attention"):
-            attention = range(self.depth) if request.attention_layers is None else request.attention_layers
-        only_attention = request.outputs == {"attention"} and attention
+        attention = request.attended(self.depth)
+        only_attention = request.only_attention and attention
         run = self.layers.run(
             self.embed_tokens(batch),
             self._key_scores(batch),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -93,10 +92,8 @@ class UCENetwork(Network):
         "tokens" are the transformer's states, "gene_output" (b, t, output_dim) the decoder's at every token; "expressed" (b, t) the
         logits that the sentence's own genes are expressed.
         """
-        attention: Sequence[int] = ()
-        if request.wants("attention"):
-            attention = range(self.depth) if request.attention_layers is None else request.attention_layers
-        only_attention = request.outputs == {"attention"} and attention
+        attention = request.attended(self.depth)
+        only_attention = request.only_attention and attention
         every = request.wants("tokens", "gene_output") or bool(attention)
         run = self.layers.run(
             self.embed_tokens(batch["ids"]),
