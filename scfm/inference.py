@@ -245,6 +245,19 @@ def encode(
             yield BlockResult(block.cells, tokens, batches)
 
 
+def output(encoder: CellEncoder, data: Data, name: str, **options: Any) -> np.ndarray:
+    """One output of all cells (n_cells, ...), in order; the arguments are explained at `CellEncoder.output`."""
+    rows: dict[int, np.ndarray] = {}
+    for cells, _, encoded in encoder.encode(data, outputs=(name,), **options):
+        values = {"cells": encoded.cells, "tokens": encoded.tokens, **encoded.heads}.get(name)
+        if values is None:
+            raise InputError(f"output() gives no {name!r}.", "Use attention().")
+        rows |= dict(zip(cells.tolist(), values.numpy(), strict=True))
+    if len({row.shape for row in rows.values()}) > 1:
+        raise InputError(f"{name!r} has different lengths in different cells.", "Use encode(), which gives batches.")
+    return np.stack([rows[cell] for cell in sorted(rows)]) if rows else np.zeros(0, np.float32)
+
+
 def _finished(future: Future[Encoded], advance: Any, cells: int) -> Encoded:
     result = future.result()
     advance(cells)

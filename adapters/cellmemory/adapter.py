@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from scfm.adapters.cellmemory.network import HEAD_DIM, CellMemoryConfig, CellMemoryNetwork
@@ -96,14 +97,10 @@ class CellMemory(CellEncoder):
         """
         import pandas as pd
 
-        found = [
-            (cells, out.heads["logits"].softmax(dim=-1))
-            for cells, _, out in self.encode(data, outputs=("logits",), **reading)
-        ]
-        best = {int(cell): row.max(dim=0) for cells, rows in found for cell, row in zip(cells, rows, strict=True)}
         names = np.array(self.config.labels, dtype=object)
-        top = np.array([float(best[cell].values) for cell in sorted(best)], dtype=np.float32)
-        label = names[[int(best[cell].indices) for cell in sorted(best)]] if best else names[:0]
+        logits = torch.from_numpy(self.output(data, "logits", **reading)).reshape(-1, len(names))
+        shares = logits.softmax(dim=-1).numpy()
+        top, label = shares.max(axis=1), names[shares.argmax(axis=1)]
         return pd.DataFrame({"label": np.where(top >= cutoff, label, UNASSIGNED), "probability": top})
 
     def memory_scores(self, data: Data, *, shifted: bool = False, **reading: Any) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import torch
 from torch import Tensor
 
 from scfm.adapters.scbert.network import ScBERTConfig, ScBERTNetwork
@@ -108,11 +109,8 @@ class ScBERT(CellEncoder):
 
         if not self.config.classes:
             raise CapabilityError(f"this checkpoint of {self.name} has no classifier; load a fine-tuned one.")
-        parts = [
-            pd.DataFrame(encoded.heads["logits"].softmax(dim=1).numpy(), index=cells, columns=list(self.config.classes))
-            for cells, _, encoded in self.encode(data, outputs=("logits",), **reading)
-        ]
-        return pd.concat(parts).sort_index()
+        logits = torch.from_numpy(self.output(data, "logits", **reading)).reshape(-1, len(self.config.classes))
+        return pd.DataFrame(logits.softmax(dim=1).numpy(), columns=list(self.config.classes))
 
 
 def _weights(checkpoint: Checkpoint) -> Checkpoint:

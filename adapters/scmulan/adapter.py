@@ -115,10 +115,7 @@ class ScMulan(CellEncoder):
         types = {*self.config.cell_types, *self.config.coarse_types}
         names = [token if token in types else UNCLASSIFIED for token in self.vocabulary.tokens]
         named = np.array([*names, UNCLASSIFIED], dtype=object)  # the last for -1, where nothing was written
-        rows: dict[int, np.ndarray] = {}
-        for cells, _, encoded in self.encode(data, outputs=("generated",), **options):
-            rows.update(zip(cells.tolist(), encoded.heads["generated"].numpy(), strict=True))
-        generated = np.array([rows[cell] for cell in sorted(rows)], dtype=np.int64).reshape(len(rows), STEPS)
+        generated = self.output(data, "generated", **options).astype(np.int64).reshape(-1, STEPS)
         return pd.DataFrame({"cell_type": named[generated[:, 1]], "coarse_type": named[generated[:, 0]]}, dtype=object)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from scfm.adapters.scplantllm.network import MAIN, ScPlantLLMConfig, ScPlantLLMNetwork, head_of
@@ -114,11 +115,8 @@ class ScPlantLLM(CellEncoder):
             raise InputError(
                 f"{self.name} has no names for its classes.", f"Put {LABELS} beside the weights and load them again."
             )
-        found: dict[int, np.ndarray] = {}
-        for cells, _, encoded in self.encode(data, outputs=(head_of(MAIN),), **options):
-            found.update(zip(cells.tolist(), encoded.heads[head_of(MAIN)].softmax(dim=-1).numpy(), strict=True))
-        rows = [found[cell] for cell in sorted(found)]
-        shares = np.array(rows, dtype=np.float32).reshape(len(rows), len(self.config.labels))
+        logits = torch.from_numpy(self.output(data, head_of(MAIN), **options)).reshape(-1, len(self.config.labels))
+        shares = logits.softmax(dim=-1).numpy()
         best = shares.argmax(axis=1)
         names = np.array(self.config.labels, dtype=object)[best]
         return pd.DataFrame({"cell_type": names, "probability": shares[np.arange(len(best)), best]})

@@ -440,6 +440,18 @@ def test_encode_gives_each_cell_its_outputs(encoder):
     assert sorted(seen) == list(range(30))
 
 
+def test_output_is_in_the_order_of_the_data(encoder):
+    data = cells(30)
+    x = np.asarray(data.X.todense())
+    np.testing.assert_allclose(encoder.output(data, "total", batch_size=7), x.sum(axis=1))
+    np.testing.assert_array_equal(encoder.output(data, "cells"), encoder.embed(data, empty_cells="embed"))
+    assert len(encoder.output(data[:0], "total")) == 0
+    with pytest.raises(InputError, match="different lengths"):
+        encoder.output(data, "tokens", batch_size=1)
+    with pytest.raises(CapabilityError, match="total"):
+        encoder.output(data, "logits")
+
+
 def test_check_reports_what_embed_will_meet(encoder, holed):
     report = encoder.check(holed)
     assert (report.cells, report.cells_read, report.found, report.empty_cells) == (522, 522, "counts", 2)

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -37,24 +36,18 @@ def outputs(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
     yield "cell_embedding", encoder.embed(data)
     yield "cell_embedding_mean_genes", encoder.embed(data, pooling="genes")
     yield "cell_embedding_max_genes", encoder.embed(data, pooling="max")
-    yield "last_hidden_state_first", stacked(encoder, data[:6], "tokens")
+    yield "last_hidden_state_first", encoder.output(data[:6], "tokens")
     depth = encoder.network.depth
-    yield "hidden_states_first", np.stack([stacked(encoder, data[:2], "tokens", layer) for layer in range(depth + 1)])
-    yield "reconstruction", stacked(encoder, data, "expression")
+    yield (
+        "hidden_states_first",
+        np.stack([encoder.output(data[:2], "tokens", hidden_layer=layer) for layer in range(depth + 1)]),
+    )
+    yield "reconstruction", encoder.output(data, "expression")
     every_seventh = [encoder.vocabulary.tokens[i] for i in range(0, genes, 7)]
     hidden = encoder.with_options(masked=tuple(every_seventh))
     (tokens,) = hidden.tokenize(data[:4])
     yield "masked_input_values", tokens.padded("values")
-    yield "masked_reconstruction", stacked(hidden, data[:4], "expression")
+    yield "masked_reconstruction", hidden.output(data[:4], "expression")
     (cell,) = encoder.attention(data[:1], reduce="none")
     yield "attentions", cell.weights[:, None]
     yield "gene_position_embedding", encoder.gene_embeddings().to_numpy()
-
-
-def stacked(encoder: Any, data: Any, name: str, hidden_layer: int | None = None) -> np.ndarray:
-    """One output of all cells in order."""
-    found = {}
-    for cells, _, encoded in encoder.encode(data, outputs=(name,), hidden_layer=hidden_layer):
-        values = encoded.tokens if name == "tokens" else encoded.heads[name]
-        found |= dict(zip(cells.tolist(), values.numpy(), strict=True))
-    return np.stack([found[cell] for cell in sorted(found)])

@@ -15,13 +15,6 @@ NOT_COMPARED = {"subset_rows": "input: which cells"}
 PASSES = 3
 
 
-def head(encoder: Any, data: Any, name: str, **options: Any) -> np.ndarray:
-    rows = {}
-    for cells, _, encoded in encoder.encode(data, outputs=(name,), **options):
-        rows |= dict(zip(cells.tolist(), encoded.heads[name].numpy(), strict=True))
-    return np.stack([rows[cell] for cell in sorted(rows)])
-
-
 def outputs(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
     expected = np.load(folder / "expected.npz")
     data = ad.read_h5ad(folder / "input.h5ad")
@@ -33,7 +26,7 @@ def outputs(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
     yield from generated("full_", scfm.load(folder / "checkpoint_cmfull", passes=PASSES), data)
     topk = scfm.load(folder / "checkpoint_cm", passes=PASSES, topk=10).with_options(pad_to=width)
     yield "topk_cell_embedding", topk.embed(data)
-    yield "topk_logits", head(topk, data, "logits")
+    yield "topk_logits", topk.output(data, "logits")
     subset = data[expected["subset_rows"]]
     longest = int((subset.X != 0).sum(axis=1).max())
     yield "subset_cell_embedding", fast.with_options(pad_to=longest).embed(subset)
@@ -43,19 +36,19 @@ def generated(prefix: str, encoder: Any, data: Any) -> Iterator[tuple[str, np.nd
     (tokens,) = encoder.tokenize(data)
     yield f"{prefix}input_tokens", tokens.padded("bins")
     yield f"{prefix}cell_embedding", encoder.embed(data)
-    yield f"{prefix}logits", head(encoder, data, "logits")
+    yield f"{prefix}logits", encoder.output(data, "logits")
     types = encoder.classify(data)
     yield f"{prefix}pred", types["label"].to_numpy(dtype=str)
     yield f"{prefix}pred_prob", types["probability"].to_numpy()
     yield f"{prefix}memory_score", encoder.memory_scores(data, shifted=True).to_numpy()
-    yield f"{prefix}memory_mlp", head(encoder, data, "memory_mlp")
+    yield f"{prefix}memory_mlp", encoder.output(data, "memory_mlp")
     yield from passes(f"{prefix}b0_", encoder, data[:2])
 
 
 def passes(prefix: str, encoder: Any, data: Any) -> Iterator[tuple[str, np.ndarray]]:
-    yield f"{prefix}attention_in", head(encoder, data, "written")
-    yield f"{prefix}attention_out", head(encoder, data, "attended")
-    yield f"{prefix}embedding", head(encoder, data, "embedded")
+    yield f"{prefix}attention_in", encoder.output(data, "written")
+    yield f"{prefix}attention_out", encoder.output(data, "attended")
+    yield f"{prefix}embedding", encoder.output(data, "embedded")
     for i in range(1, PASSES + 1):
         found = encoder.encode(data, outputs=("cells", "tokens", "memory"), hidden_layer=i, batch_size=2)
         cells, _, encoded = next(found)

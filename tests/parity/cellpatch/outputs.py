@@ -23,13 +23,6 @@ def load(folder: Path, **options: Any) -> Any:
         return scfm.load(folder, **options)
 
 
-def head(encoder: Any, data: Any, name: str, **options: Any) -> np.ndarray:
-    rows = {}
-    for cells, _, encoded in encoder.encode(data, outputs=(name,), **options):
-        rows |= dict(zip(cells.tolist(), encoded.heads[name].numpy(), strict=True))
-    return np.stack([rows[cell] for cell in sorted(rows)])
-
-
 def outputs(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
     expected = np.load(folder / "expected.npz")
     data = ad.read_h5ad(folder / "input.h5ad")
@@ -42,19 +35,19 @@ def outputs(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
     yield "input_ids", found.padded("ids", expected["input_ids"].shape[1])
     yield "values", found.padded("values")
     yield "cell_embedding", encoder.embed(data, **DATA)
-    yield "patch_embedding", head(encoder, data, "patches")
-    yield "patch_embedding_projected", head(encoder, data, "projected_patches")
+    yield "patch_embedding", encoder.output(data, "patches")
+    yield "patch_embedding_projected", encoder.output(data, "projected_patches")
     yield "batch1_cell_embedding", unpadded.embed(data, **DATA)  # masked padding is no padding
     yield "raw_cell_embedding", raw.embed(data, **DATA)
     first = data[:6]
-    yield "b0_attention_encoder_cross_extract_blocks", head(encoder, first, "gene_attention")
+    yield "b0_attention_encoder_cross_extract_blocks", encoder.output(first, "gene_attention")
     for i in range(2):
-        yield f"b0_attention_encoder_self_extract_blocks_{i}", head(encoder, first, f"patch_attention_{i}")
+        yield f"b0_attention_encoder_self_extract_blocks_{i}", encoder.output(first, f"patch_attention_{i}")
     wanted = encoder.with_options(targets=tuple(data.var_names[:40]))
-    yield "b0_gene_prediction", head(wanted, first, "expression")
+    yield "b0_gene_prediction", wanted.output(first, "expression")
     tuned = load(folder / "checkpoint", weights="cache_best.pth").with_options(**AS_RECORDED)
-    yield "finetuned_patch_embedding", head(tuned, data, "patches")[: len(expected["finetuned_patch_embedding"])]
-    yield "finetuned_logits", head(tuned, data, "logits")
+    yield "finetuned_patch_embedding", tuned.output(data, "patches")[: len(expected["finetuned_patch_embedding"])]
+    yield "finetuned_logits", tuned.output(data, "logits")
 
 
 def tokens_of_columns(encoder: Any, data: Any) -> np.ndarray:

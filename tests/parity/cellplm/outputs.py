@@ -24,14 +24,6 @@ NOT_COMPARED = {
 DATA = {"empty_cells": "embed"}  # the all-zero cell is part of its group and has a row in the original
 
 
-def head(encoder: Any, data: Any, name: str, **options: Any) -> np.ndarray:
-    """One output of all cells, in their order."""
-    rows = {}
-    for cells, _, encoded in encoder.encode(data, outputs=(name,), **options):
-        rows |= dict(zip(cells.tolist(), encoded.heads[name].numpy(), strict=True))
-    return np.stack([rows[cell] for cell in sorted(rows)])
-
-
 def outputs(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
     expected = np.load(folder / "expected.npz")
     data = ad.read_h5ad(folder / "input.h5ad")
@@ -50,25 +42,25 @@ def outputs(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
     yield "vae/cell_embedding_batch_size_5", vae.with_options(group_size=5).embed(data, **DATA)
     yield "performer/cell_embedding", performer.embed(data, **DATA)
     yield from mixture(gmvae, data)
-    yield "annotation/logits", head(annotation, data, "logits")
+    yield "annotation/logits", annotation.output(data, "logits")
     yield "annotation/latent", annotation.embed(data, **DATA)
     yield "imputation/pred", vae.impute(data[expected["imputation/rows"]])
 
 
 def states(prefix: str, encoder: Any, data: Any) -> Iterator[tuple[str, np.ndarray]]:
-    yield f"{prefix}/embedder", head(encoder, data, "state", hidden_layer=0)
+    yield f"{prefix}/embedder", encoder.output(data, "state", hidden_layer=0)
     for layer in range(encoder.network.depth):
-        yield f"{prefix}/layer{layer}", head(encoder, data, "state", hidden_layer=layer + 1)
-    yield f"{prefix}/pre_latent", head(encoder, data, "normed_state")
+        yield f"{prefix}/layer{layer}", encoder.output(data, "state", hidden_layer=layer + 1)
+    yield f"{prefix}/pre_latent", encoder.output(data, "normed_state")
 
 
 def mixture(gmvae: Any, data: Any) -> Iterator[tuple[str, np.ndarray]]:
     upstream = gmvae.with_options(clusters="upstream")  # torch was seeded with 0 before `predict`
     yield "gmvae/cell_embedding", upstream.embed(data, seed=0, **DATA)
-    yield "gmvae/y", head(upstream, data, "cluster")
-    yield "gmvae/logits", head(gmvae, data, "cluster_logits")
-    yield "gmvae/probabilities", head(gmvae, data, "cluster_probabilities")
+    yield "gmvae/y", upstream.output(data, "cluster")
+    yield "gmvae/logits", gmvae.output(data, "cluster_logits")
+    yield "gmvae/probabilities", gmvae.output(data, "cluster_probabilities")
     yield "gmvae/cell_embedding_argmax_cluster", gmvae.embed(data, **DATA)
-    yield "gmvae/posterior_var_argmax_cluster", head(gmvae, data, "variance")
-    yield "gmvae/prior_mean", head(gmvae, data, "prior_mean")
-    yield "gmvae/prior_var", head(gmvae, data, "prior_variance")
+    yield "gmvae/posterior_var_argmax_cluster", gmvae.output(data, "variance")
+    yield "gmvae/prior_mean", gmvae.output(data, "prior_mean")
+    yield "gmvae/prior_var", gmvae.output(data, "prior_variance")

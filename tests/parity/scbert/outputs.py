@@ -50,22 +50,13 @@ def outputs(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
             name = "last_token" if pooling == "last" else pooling
             yield f"cell_embedding_{name}", encoder.embed(data, pooling=pooling)
         rows = data[expected["last_hidden_state_rows"]].copy()
-        yield "last_hidden_state", stacked(encoder, rows, "tokens")
-        yield "mlm_logits", stacked(encoder, rows, "level_logits")
+        yield "last_hidden_state", encoder.output(rows, "tokens")
+        yield "mlm_logits", encoder.output(rows, "level_logits")
         yield "branches_row0", branches(encoder, data[:1].copy())
-        yield "finetuned/logits", stacked(tuned, data, "logits")
+        yield "finetuned/logits", tuned.output(data, "logits")
         yield "finetuned/probabilities", tuned.probabilities(data).to_numpy()
         yield "finetuned/label_dict", np.array(tuned.config.classes)
         yield "gene_embedding_gene2vec", encoder.gene_embeddings().to_numpy()
-
-
-def stacked(encoder: Any, data: Any, name: str) -> np.ndarray:
-    """One output of all cells in order."""
-    found = {}
-    for cells, _, encoded in encoder.encode(data, outputs=(name,)):
-        values = encoded.tokens if name == "tokens" else encoded.heads[name]
-        found |= dict(zip(cells.tolist(), values.numpy(), strict=True))
-    return np.stack([found[cell] for cell in sorted(found)])
 
 
 def branches(encoder: Any, data: Any) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -21,15 +20,6 @@ TOLERANCE = {
 NOT_COMPARED: dict[str, str] = {}
 
 
-def heads(encoder: Any, data: Any, *names: str) -> dict[str, np.ndarray]:
-    """Heads of the network, in the order of the cells."""
-    rows: dict[str, dict[int, np.ndarray]] = {name: {} for name in names}
-    for cells, _, encoded in encoder.encode(data, outputs=names):
-        for name in names:
-            rows[name].update(zip(cells.tolist(), encoded.heads[name].numpy(), strict=True))
-    return {name: np.stack([found[cell] for cell in sorted(found)]) for name, found in rows.items()}
-
-
 def outputs(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
     data = ad.read_h5ad(folder / "input.h5ad")
     encoder = scfm.load(folder / "checkpoint")
@@ -41,7 +31,8 @@ def outputs(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
         yield name, np.where(real, tokens.padded(field), -1)
     yield "cell_embedding", encoder.embed(data)
     yield "cell_type", encoder.cell_types(data)["cell_type"].to_numpy(dtype=str)
-    found = heads(encoder, data, "next_token", "next_expression", "generated", "generated_expression")
+    names = ("next_token", "next_expression", "generated", "generated_expression")
+    found = {name: encoder.output(data, name) for name in names}
     yield "logits_token_first_step", found["next_token"]
     yield "logits_expression_first_step", found["next_expression"]
     yield "generated_ids", found["generated"]

@@ -41,7 +41,7 @@ def outputs(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
         yield "gene_embedding", encoder.gene_vectors("projected").numpy()
     yield "cell_embedding", encoder.embed(data, empty_cells="embed", **READING)
     yield "esm2ce_cell_embedding", encoder.embed(data, empty_cells="embed", pooling="protein", **READING)
-    yield "llh", np.array([row["llh"] for row in heads(encoder, data, "llh")])
+    yield "llh", encoder.output(data, "llh", **READING)
     yield from details(encoder, data[expected["detail_cells"]])
     yield from contextual_genes(encoder, data)
     yield from new_species(folder, data)
