@@ -38,7 +38,9 @@ class AIDOCell(CellEncoder):
     """
 
     Config = AIDOCellConfig
-    capabilities = frozenset({Capability.EMBED, Capability.GENE_EMBEDDINGS, Capability.ATTENTION})
+    capabilities = frozenset(
+        {Capability.EMBED, Capability.GENE_EMBEDDINGS, Capability.ATTENTION, Capability.EXPRESSION}
+    )
     poolings = ("present", "genes", "max")
     load_options: ClassVar = frozenset({"genes"})
 
@@ -53,10 +55,7 @@ class AIDOCell(CellEncoder):
     @classmethod
     def build(cls, config: AIDOCellConfig, vocabulary: Vocabulary, card: ModelCard) -> Self:
         """An encoder of these sizes with fresh weights."""
-        encoder = cls(config=config, network=AIDOCellNetwork(config), tokenizer=DenseTokenizer(vocabulary), card=card)
-        if config.head:
-            encoder.capabilities = cls.capabilities | {Capability.EXPRESSION}  # type: ignore[misc]
-        return encoder
+        return cls(config=config, network=AIDOCellNetwork(config), tokenizer=DenseTokenizer(vocabulary), card=card)
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:

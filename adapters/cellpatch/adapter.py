@@ -40,7 +40,7 @@ class CellPatch(CellEncoder):
     network: CellPatchNetwork
     tokenizer: PatchTokenizer
     Config = CellPatchConfig
-    capabilities = frozenset({Capability.EMBED, Capability.GENE_EMBEDDINGS})
+    capabilities = frozenset({Capability.EMBED, Capability.GENE_EMBEDDINGS, Capability.EXPRESSION})
     poolings = ("flat", "projected")
     load_options: ClassVar = frozenset({"heads", "project_out"})
 
@@ -59,10 +59,7 @@ class CellPatch(CellEncoder):
         """An encoder of these sizes with fresh weights."""
         tuned = cls.FINE_TUNING if config.classes else {}
         tokenizer = PatchTokenizer(vocabulary, rows=config.genes, **tuned)
-        encoder = cls(config=config, network=CellPatchNetwork(config), tokenizer=tokenizer, card=card)
-        if config.decoder_layers:
-            encoder.capabilities = cls.capabilities | {Capability.EXPRESSION}  # type: ignore[misc]
-        return encoder
+        return cls(config=config, network=CellPatchNetwork(config), tokenizer=tokenizer, card=card)
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:

@@ -37,7 +37,7 @@ class CellPLM(CellEncoder):
     network: CellPLMNetwork
     tokenizer: CellSetTokenizer
     Config = CellPLMConfig
-    capabilities = frozenset({Capability.EMBED, Capability.GENE_EMBEDDINGS})
+    capabilities = frozenset({Capability.EMBED, Capability.GENE_EMBEDDINGS, Capability.EXPRESSION})
 
     @classmethod
     def recognizes(cls, checkpoint: Checkpoint) -> bool:
@@ -49,10 +49,7 @@ class CellPLM(CellEncoder):
     def build(cls, config: CellPLMConfig, vocabulary: Vocabulary, card: ModelCard) -> Self:
         """An encoder of these sizes with fresh weights."""
         tokenizer = CellSetTokenizer(vocabulary, draws=(config.clusters, config.dim))
-        encoder = cls(config=config, network=CellPLMNetwork(config), tokenizer=tokenizer, card=card)
-        if config.decoder_hidden:
-            encoder.capabilities = cls.capabilities | {Capability.EXPRESSION}  # type: ignore[misc]
-        return encoder
+        return cls(config=config, network=CellPLMNetwork(config), tokenizer=tokenizer, card=card)
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:

@@ -34,7 +34,7 @@ class SCMamba2(CellEncoder):
 
     network: SCMamba2Network
     Config = SCMamba2Config
-    capabilities = frozenset({Capability.EMBED, Capability.GENE_EMBEDDINGS})
+    capabilities = frozenset({Capability.EMBED, Capability.GENE_EMBEDDINGS, Capability.EXPRESSION})
     poolings = ("cls", "mean")
     gene_kinds = ("normed", "raw")
     load_options: ClassVar = frozenset({"batches"})
@@ -54,10 +54,7 @@ class SCMamba2(CellEncoder):
     def build(cls, config: SCMamba2Config, vocabulary: Vocabulary, card: ModelCard) -> Self:
         """An encoder of these sizes with fresh weights."""
         tokenizer = BinTokenizer(vocabulary, ties="highest", shuffled=True)
-        encoder = cls(config=config, network=SCMamba2Network(config), tokenizer=tokenizer, card=card)
-        if config.decoder:
-            encoder.capabilities = cls.capabilities | {Capability.EXPRESSION}  # type: ignore[misc]
-        return encoder
+        return cls(config=config, network=SCMamba2Network(config), tokenizer=tokenizer, card=card)
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:

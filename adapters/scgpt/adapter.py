@@ -38,7 +38,9 @@ class ScGPT(CellEncoder):
 
     network: ScGPTNetwork
     Config = ScGPTConfig
-    capabilities = frozenset({Capability.EMBED, Capability.GENE_EMBEDDINGS, Capability.ATTENTION})
+    capabilities = frozenset(
+        {Capability.EMBED, Capability.GENE_EMBEDDINGS, Capability.ATTENTION, Capability.EXPRESSION}
+    )
     poolings = ("cls", "mean", "weighted")
     gene_kinds = ("normed", "raw")
     load_options: ClassVar = frozenset({"batch_norm", "batches"})
@@ -61,10 +63,7 @@ class ScGPT(CellEncoder):
     @classmethod
     def build(cls, config: ScGPTConfig, vocabulary: Vocabulary, card: ModelCard) -> Self:
         """An encoder of these sizes with fresh weights."""
-        encoder = cls(config=config, network=ScGPTNetwork(config), tokenizer=BinTokenizer(vocabulary), card=card)
-        if config.decoder != "none":
-            encoder.capabilities = cls.capabilities | {Capability.EXPRESSION}  # type: ignore[misc]
-        return encoder
+        return cls(config=config, network=ScGPTNetwork(config), tokenizer=BinTokenizer(vocabulary), card=card)
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:

@@ -51,7 +51,9 @@ class ScPlantLLM(CellEncoder):
     config: ScPlantLLMConfig
     network: ScPlantLLMNetwork
     Config = ScPlantLLMConfig
-    capabilities = frozenset({Capability.EMBED, Capability.GENE_EMBEDDINGS, Capability.ATTENTION})
+    capabilities = frozenset(
+        {Capability.EMBED, Capability.GENE_EMBEDDINGS, Capability.ATTENTION, Capability.EXPRESSION}
+    )
     gene_kinds = ("normed", "raw")
     load_options: ClassVar = frozenset({"heads", "norm", "drop_unknown"})
 
@@ -70,10 +72,7 @@ class ScPlantLLM(CellEncoder):
     def build(cls, config: ScPlantLLMConfig, vocabulary: Vocabulary, card: ModelCard) -> Self:
         """An encoder of these sizes with fresh weights."""
         tokenizer = EdgeBinTokenizer(vocabulary, bins=config.value_rows - 2)
-        encoder = cls(config=config, network=ScPlantLLMNetwork(config), tokenizer=tokenizer, card=card)
-        if config.decoder:
-            encoder.capabilities = cls.capabilities | {Capability.EXPRESSION}  # type: ignore[misc]
-        return encoder
+        return cls(config=config, network=ScPlantLLMNetwork(config), tokenizer=tokenizer, card=card)
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:

@@ -59,7 +59,9 @@ class TranscriptFormer(CellEncoder):
     network: TranscriptFormerNetwork
     tokenizer: CausalTokenizer
     Config = TranscriptFormerConfig
-    capabilities = frozenset({Capability.EMBED, Capability.GENE_EMBEDDINGS, Capability.ATTENTION})
+    capabilities = frozenset(
+        {Capability.EMBED, Capability.GENE_EMBEDDINGS, Capability.ATTENTION, Capability.EXPRESSION}
+    )
     poolings = ("mean", "protein")
     gene_kinds = ("projected", "protein")
     load_options: ClassVar = frozenset({"species", "proteins", "upstream"})
@@ -83,10 +85,7 @@ class TranscriptFormer(CellEncoder):
             aux_columns=(None,) * len(config.aux),
             aux_names=((UNKNOWN,),) * len(config.aux),
         )
-        encoder = cls(config=config, network=TranscriptFormerNetwork(config), tokenizer=tokenizer, card=card)
-        if config.expression:
-            encoder.capabilities = cls.capabilities | {Capability.EXPRESSION}  # type: ignore[misc]
-        return encoder
+        return cls(config=config, network=TranscriptFormerNetwork(config), tokenizer=tokenizer, card=card)
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:

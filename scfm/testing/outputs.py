@@ -173,5 +173,3 @@ def undeclared_capabilities(encoder: CellEncoder, data: AnnData) -> None:
             required = partial(encoder.require, capability)
             refused(CapabilityError, f"require({capability.value!r})", required)
             refused(CapabilityError, capability.value, calls.get(capability, required))
-    if Capability.EXPRESSION in encoder.capabilities and "expression" not in encoder.network.heads:
-        fail("'expression' is declared, and no head of the network has this name")

@@ -483,13 +483,8 @@ class AttendsWithoutSayingSo(Toy):
 
 
 @fault("undeclared_capabilities")
-class DeclaresExpressionWithoutHead(Toy):
-    class Network(ToyNetwork):
-        def __init__(self, config):
-            super().__init__(config)
-            self.heads = frozenset()
-
-    network_class = Network
+class GivesExpressionWithoutSayingSo(Toy):
+    capabilities = Toy.capabilities - {Capability.EXPRESSION}
 
 
 @fault("low_rank_weights")
