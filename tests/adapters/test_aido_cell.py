@@ -142,14 +142,6 @@ def test_depth_has_a_floor(encoder: AIDOCell) -> None:
     np.testing.assert_array_equal(tokens.padded("values")[:, -2:], [[5, 5], [6, 6]])
 
 
-def test_first_of_equal_columns_counts(encoder: AIDOCell) -> None:
-    genes = list(encoder.vocabulary.tokens[:3])
-    twice = cells(list("abcd"), [[1, 5, 2, 9], [1, 0, 2, 9]])
-    twice.var["symbol"] = [genes[2], genes[0], genes[1], genes[0]]
-    once = cells(genes, [[5, 2, 1], [0, 2, 1]])
-    np.testing.assert_array_equal(encoder.embed(twice, gene_column="symbol"), encoder.embed(once))
-
-
 def test_default_pooling_leaves_out_genes_that_the_data_lack(encoder: AIDOCell, data: ad.AnnData) -> None:
     fewer = data[:, : data.n_vars // 2].copy()
     rest = ad.AnnData(sparse.csr_matrix((fewer.n_obs, data.n_vars - fewer.n_vars), dtype=np.float32), obs=fewer.obs)

@@ -102,19 +102,25 @@ def test_what_check_says_of_equal_features_is_so(name: str) -> None:
     if encoder.vocabulary.ids == "region":
         pytest.skip("regions are matched by their places")
     data = example_data(encoder, n_cells=3)
+    known = encoder.vocabulary.lookup(data.var_names) >= 0
+    data = data[:, known].copy()
     expressed = np.asarray((data.X != 0).todense())
-    column = int(expressed.sum(axis=0).argmax())
-    twice = anndata.concat([data, data[:, [column]]], axis=1)
-    twice.obs, twice.var_names = data.obs.copy(), [*data.var_names, data.var_names[column]]
-    told = encoder.check(twice).warnings[0].rpartition("; ")[2]
-    more = tokens_of(encoder, twice) - tokens_of(encoder, data)
-    np.testing.assert_array_equal(more, expressed[:, column] if told == "each has a token of its own" else 0)
-    if told == "the first counts":
-        np.testing.assert_array_equal(encoder.embed(twice), encoder.embed(data))
+    rare, frequent = expressed.sum(axis=0).argsort(kind="stable")[[0, -1]]
+    twice = anndata.concat([data, data[:, [frequent]]], axis=1)  # a second column for the rarest gene, of other values
+    twice.obs, twice.var_names = data.obs.copy(), [*data.var_names, data.var_names[rare]]
+    more = known_expressed(encoder, twice) - known_expressed(encoder, data)
+    match encoder.check(twice).warnings[0].rpartition("; ")[2]:
+        case "the first counts":
+            np.testing.assert_array_equal(encoder.embed(twice), encoder.embed(data))
+        case "their values are added":
+            np.testing.assert_array_equal(more, expressed[:, frequent] & ~expressed[:, rare])
+        case told:
+            assert told == "each has a token of its own"
+            np.testing.assert_array_equal(more, expressed[:, frequent])
 
 
-def tokens_of(encoder: scfm.CellEncoder, data: AnnData) -> np.ndarray:
-    """Features known to the model that each cell expresses (n_cells,)."""
+def known_expressed(encoder: scfm.CellEncoder, data: AnnData) -> np.ndarray:
+    """How many features known to the model each cell expresses (n_cells,)."""
     return np.concatenate([tokens.expressed for tokens in encoder.tokenize(data)])
 
 

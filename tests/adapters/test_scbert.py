@@ -118,14 +118,6 @@ def test_levels_are_floors_of_log2(encoder: ScBERT) -> None:
     assert not tokens.cell(0)["levels"][8:].any()
 
 
-def test_first_of_equal_columns_counts(encoder: ScBERT) -> None:
-    genes = list(encoder.vocabulary.tokens[:3])
-    twice = cells(list("abcd"), [[1, 500, 2, 9], [1, 0, 2, 9]])
-    twice.var["symbol"] = [genes[2], genes[0], genes[1], genes[0]]
-    once = cells(genes, [[500, 2, 1], [0, 2, 1]])
-    np.testing.assert_array_equal(encoder.embed(twice, gene_column="symbol"), encoder.embed(once))
-
-
 def test_implied_attention_gives_the_recorded_attention_branch(encoder: ScBERT, data: ad.AnnData) -> None:
     expected = np.load(FIXTURE / "expected.npz")[
         "branches_row0"

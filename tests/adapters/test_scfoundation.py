@@ -124,14 +124,6 @@ def test_order_and_number_of_columns_do_not_matter(encoder: ScFoundation, data: 
     np.testing.assert_array_equal(encoder.embed(ad.concat([extra, data], axis=1)), expected)
 
 
-def test_first_of_equal_columns_counts(encoder: ScFoundation) -> None:
-    genes = list(encoder.vocabulary.tokens[:3])
-    counts = [[5, 2, 1], [0, 2, 1]]
-    twice = cells(list("abcd"), [[1, 5, 2, 9], [1, 0, 2, 9]])
-    twice.var["symbol"] = [genes[2], genes[0], genes[1], genes[0]]
-    np.testing.assert_array_equal(encoder.embed(twice, gene_column="symbol"), encoder.embed(cells(genes, counts)))
-
-
 def test_depth_tokens_stay_in_cells_of_one_count(encoder: ScFoundation) -> None:
     genes = list(encoder.vocabulary.tokens[:2])
     (tokens,) = encoder.with_options(depth="t0").tokenize(cells(genes, [[1, 0], [0, 100]]))
