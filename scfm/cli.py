@@ -63,6 +63,12 @@ ValuesOption = Annotated[
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the hub repository.")]
 Adapter = Annotated[str | None, typer.Option(help="Adapter family, where a folder does not tell.")]
+LoadOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--load", "-L", help="Option of the model's loading, e.g. -L species=mouse or -L weights=best.pt; repeatable."
+    ),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, for machines.")]
 
@@ -174,13 +180,14 @@ def check(
     values: ValuesOption = None,
     revision: Revision = None,
     adapter: Adapter = None,
+    load_option: LoadOptions = None,
     as_json: Json = False,
 ) -> None:
     """Say whether data fit a model, and what matched, without embedding."""
     from scfm.loading import load
     from scfm.reading import check as check_data
 
-    encoder = load(model, revision=revision, adapter=adapter, device="cpu")
+    encoder = load(model, revision=revision, adapter=adapter, device="cpu", **_load_options(load_option))
     report = check_data(encoder, data, layer=layer, gene_column=gene_column, map_genes=map_genes, values=values)  # type: ignore[arg-type]
     _print_json(report) if as_json else typer.echo(str(report))
 
@@ -208,6 +215,7 @@ def embed(
     ] = None,
     revision: Revision = None,
     adapter: Adapter = None,
+    load_option: LoadOptions = None,
     resume: Annotated[bool, typer.Option(help="Continue an output that the same command began.")] = True,
     seed: Annotated[int, typer.Option(help="For models with random tokenization.")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no summary.")] = False,
@@ -216,7 +224,7 @@ def embed(
     """Embed cells and write the result as it goes; the same command continues an interrupted run."""
     from scfm.loading import load
 
-    encoder = load(model, revision=revision, adapter=adapter, device=device)
+    encoder = load(model, revision=revision, adapter=adapter, device=device, **_load_options(load_option))
     if option:
         encoder = encoder.with_options(**dict(_option(text) for text in option))
     size: Any = batch_size if batch_size == "auto" else _whole_number(batch_size)
@@ -255,6 +263,13 @@ def _whole_number(text: str) -> int:
     if not text.isdigit():
         raise typer.BadParameter(f"{text!r} is neither a whole number nor auto", param_hint="--batch-size")
     return int(text)
+
+
+def _load_options(texts: list[str] | None) -> dict[str, Any]:
+    options = dict(_option(text) for text in texts or ())
+    if own := {"revision", "adapter", "device"} & set(options):
+        raise typer.BadParameter(f"write --{min(own)} instead", param_hint="--load")
+    return options
 
 
 def _option(text: str) -> tuple[str, Any]:

@@ -141,6 +141,14 @@ def test_tokenizer_options_are_passed_and_unknown_ones_refused(folder, monkeypat
     assert scfm_command(monkeypatch, *EMBED, "-o", "z.npy", "-O", "ties") == 2
 
 
+def test_load_options_are_passed_and_unknown_ones_refused(folder, monkeypatch, capsys):
+    assert scfm_command(monkeypatch, *EMBED, "-o", "z.npy", "-q", "-L", "weights=best_model.pt") == 0
+    assert scfm_command(monkeypatch, *EMBED, "-o", "y.npy", "-L", "weights=other.pt") == 4
+    assert scfm_command(monkeypatch, *EMBED, "-o", "y.npy", "-L", "species=mouse") == 3
+    assert "no load option 'species'" in capsys.readouterr().err
+    assert scfm_command(monkeypatch, *EMBED, "-o", "y.npy", "-L", "device=cpu") == 2
+
+
 def test_the_installed_command_runs_and_helps():
     done = subprocess.run([sys.executable, "-m", "scfm.cli", "--help"], capture_output=True, text=True, check=True)
     for verb in ("models", "info", "check", "embed", "demo"):
