@@ -327,6 +327,10 @@ def align(
 def _refuse_poor_match(
     report: GeneReport, names: np.ndarray, var: pd.DataFrame, vocabulary: Vocabulary, model: str
 ) -> None:
+    share = report.counts_matched if report.counts_matched is not None else report.matched / max(report.features, 1)
+    good = report.matched > 0 and share >= MIN_SHARE
+    if good and not vocabulary.fold_case:
+        return  # names are spelled by species: the tables that tell species apart (0.3 s) need not be read
     species = species_of(names)
     tells = (
         id_kind(names) != "symbol" or vocabulary.ids == "locus" or any(s in TABLES for s in vocabulary.species)
@@ -337,8 +341,7 @@ def _refuse_poor_match(
             f"{model} knows {listing(vocabulary.species)}{_example(vocabulary)}.",
             _species_fix(species.name, vocabulary),
         )
-    share = report.counts_matched if report.counts_matched is not None else report.matched / max(report.features, 1)
-    if report.matched > 0 and share >= MIN_SHARE:
+    if good:
         return
     if report.matched - report.duplicates > MIN_SHARE * len(vocabulary.genes):
         return  # a model of few genes, e.g. a PCA of variable genes, that finds most of them

@@ -94,7 +94,7 @@ class CausalTokenizer(Tokenizer):
         Fields "ids" int32 and "counts" float32 of what a position reads, "targets" int32 and "target_counts" float32 of what it predicts
         (``[PAD]`` and 0 where nothing); per cell "aux" (n_cells, n_aux) int64.
         """
-        ids, values, _, offsets = known_entries(first_columns(block))
+        ids, values, offsets = known_entries(first_columns(block))
         n, n_aux = len(block), len(self.aux_names)
         room = self.context - n_aux
         expressed = np.diff(offsets)

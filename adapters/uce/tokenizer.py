@@ -15,7 +15,7 @@ from scfm.cells import Block
 from scfm.errors import InputError
 from scfm.genes import Vocabulary
 from scfm.tokenizers import Tokenizer, Tokens
-from scfm.tokenizers.base import known_entries
+from scfm.tokenizers.base import known_columns, known_entries
 from scfm.tokenizers.hashing import cell_hash, mix32, token_hash
 
 if TYPE_CHECKING:
@@ -197,7 +197,8 @@ class SentenceTokenizer(Tokenizer):
 
 def _counts(block: Block) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """`known_entries` with whole counts: fractions are cut off, as in the original, and what is not positive is left out."""
-    ids, values, columns, offsets = known_entries(block)
+    ids, values, offsets = known_entries(block)
+    columns = known_columns(block)
     counts = np.floor(values).astype(np.float32)
     kept = counts > 0
     if kept.all():

@@ -26,6 +26,7 @@ __all__ = [
     "append",
     "dense",
     "first_columns",
+    "known_columns",
     "known_entries",
     "ordered_entries",
     "prepend",
@@ -136,6 +137,21 @@ class Tokens:
             expressed=self.expressed[rows],
             padding=self.padding,
             cells={name: array[rows] for name, array in self.cells.items()},
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Tokens]) -> Tokens:
+        """The cells of several, behind one another; all come from one tokenizer."""
+        first = parts[0]
+        ends = np.cumsum([part.offsets[-1] for part in parts])
+        return cls(
+            fields={name: np.concatenate([part.fields[name] for part in parts]) for name in first.fields},
+            offsets=np.concatenate(
+                [first.offsets, *(part.offsets[1:] + end for part, end in zip(parts[1:], ends, strict=False))]
+            ),
+            expressed=np.concatenate([part.expressed for part in parts]),
+            padding=first.padding,
+            cells={name: np.concatenate([part.cells[name] for part in parts]) for name in first.cells},
         )
 
     def collate(self, rows: Sequence[int] | np.ndarray) -> Batch:
@@ -250,13 +266,13 @@ def batch_labels(block: Block, key: str | None, batches: Sequence[str]) -> dict[
     return {"batch": names.map(known).to_numpy(dtype=np.int64)}
 
 
-def known_entries(block: Block) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def known_entries(block: Block) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Expressed features known to the model.
 
     Returns
     -------
-    tokens, values, columns
-        (n_entries,) int32 token ids, float values and column numbers, cells behind one another, column order within a cell.
+    tokens, values
+        (n_entries,) int32 token ids and float values, cells behind one another, column order within a cell.
     offsets
         (n_cells + 1,) int64.
     """
@@ -264,8 +280,14 @@ def known_entries(block: Block) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.
     tokens = block.alignment.tokens.astype(np.int32)[matrix.indices]
     known = np.flatnonzero(tokens >= 0)
     if len(known) == len(tokens):
-        return tokens, matrix.data, matrix.indices, matrix.indptr.astype(np.int64)
-    return tokens[known], matrix.data[known], matrix.indices[known], np.searchsorted(known, matrix.indptr)
+        return tokens, matrix.data, matrix.indptr.astype(np.int64)
+    return tokens[known], matrix.data[known], np.searchsorted(known, matrix.indptr)
+
+
+def known_columns(block: Block) -> np.ndarray:
+    """The columns of `known_entries` (n_entries,)."""
+    indices = block.matrix.indices
+    return indices[block.alignment.tokens[indices] >= 0]
 
 
 def first_columns(block: Block) -> Block:
@@ -289,7 +311,7 @@ def ordered_entries(block: Block) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         (n_cells + 1,) int64.
     """
     block = first_columns(block)
-    tokens, values, _, offsets = known_entries(block)
+    tokens, values, offsets = known_entries(block)
     known = block.alignment.tokens[block.alignment.tokens >= 0]
     if (np.diff(known) > 0).all():
         return tokens, values, offsets

@@ -17,7 +17,15 @@ import numpy as np
 from scfm.cells import Block
 from scfm.errors import InputError
 from scfm.genes import Vocabulary
-from scfm.tokenizers.base import Tokenizer, Tokens, batch_labels, known_entries, prepend, ragged_positions
+from scfm.tokenizers.base import (
+    Tokenizer,
+    Tokens,
+    batch_labels,
+    known_columns,
+    known_entries,
+    prepend,
+    ragged_positions,
+)
 from scfm.tokenizers.hashing import cell_hash, mix32, token_hash
 from scfm.tokenizers.quantiles import bin_ranges
 
@@ -128,14 +136,14 @@ class BinTokenizer(Tokenizer):
         uniforms: np.random.RandomState | None = None,
         permutations: torch.Generator | None = None,
     ) -> Tokens:
-        ids, values, columns, offsets = known_entries(block)
+        ids, values, offsets = known_entries(block)
         expressed = np.diff(offsets)
         values = self._normalised(values, offsets).astype(np.float32, copy=False)
         draws = None if uniforms is not None else self._draws(ids, values, offsets, seed)
         if self.bins is not None:
             values = self._binned(values, offsets, draws, uniforms)
         if self.zeros:
-            ids, values, offsets = _with_zeros(block.alignment.tokens, columns, values, offsets)
+            ids, values, offsets = _with_zeros(block.alignment.tokens, known_columns(block), values, offsets)
             draws = None if draws is None else self._draws(ids, values, offsets, seed)
         room = self.context - (self.cls_value is not None)
         keep = self._subset(offsets, room, draws, permutations)

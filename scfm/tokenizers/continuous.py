@@ -53,7 +53,7 @@ class ContinuousTokenizer(Tokenizer):
 
     def tokenize(self, block: Block, seed: int = 0) -> Tokens:
         """Tokens of a block: fields "ids" int32 and "values" float32; padded values are 0."""
-        ids, values, _, offsets = known_entries(block)
+        ids, values, offsets = known_entries(block)
         lengths = np.diff(offsets)
         if self.target_sum is not None:
             if self.total == "all":

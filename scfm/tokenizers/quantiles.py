@@ -66,9 +66,7 @@ def _by_counting(
     table = np.cumsum(widths) - widths  # where each cell's table begins
     slot = np.repeat(table, lengths) + counts  # (cell, count) of each entry
     value = np.arange(int(widths.sum())) - np.repeat(table, widths)  # the count that a slot stands for
-    ordered = np.repeat(
-        value.astype(np.float64), np.bincount(slot, minlength=len(value))
-    )  # every cell's counts, ascending
+    ordered = np.repeat(value, np.bincount(slot, minlength=len(value)))  # every cell's counts, ascending
     low, high, weight = _ranks(np.maximum(lengths, 1), n_bins)  # empty cells have edges too, that no entry asks for
     begin, last = (np.cumsum(lengths) - lengths)[:, None], len(counts) - 1
     edges = _lerp(ordered[np.minimum(begin + low, last)], ordered[np.minimum(begin + high, last)], weight)

@@ -67,7 +67,7 @@ class RankTokenizer(Tokenizer):
 
     def tokenize(self, block: Block, seed: int = 0) -> Tokens:
         """Tokens of a block: field "ids" int32. A cell without known genes and special tokens gets one "pad", so that it has a state."""
-        ids, values, _, offsets = known_entries(block)
+        ids, values, offsets = known_entries(block)
         if self.duplicates == "sum" and block.alignment.report.duplicates:
             ids, values, offsets = summed(ids, values, offsets, len(self.vocabulary))
         before, after = self.before(block), self.after(block)

@@ -357,8 +357,14 @@ def interrupted(encoder, data, monkeypatch, after: int, **options) -> None:
                 signal.raise_signal(signal.SIGINT)
 
         monkeypatch.setattr(sink, "write", stops)
-    with pytest.raises(KeyboardInterrupt):
-        encoder.embed(data, **options)
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a process in the background is started without it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            encoder.embed(data, **options)
+    finally:
+        signal.signal(signal.SIGINT, before)
     monkeypatch.undo()
 
 
