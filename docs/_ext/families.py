@@ -12,6 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PARITY = ROOT / "docs" / "parity.json"
+SPEED = ROOT / "docs" / "speed.json"
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,11 @@ def measured() -> dict[str, dict[str, float]]:
     return json.loads(PARITY.read_text(encoding="utf-8")) if PARITY.exists() else {}
 
 
+def cells_a_second() -> dict[str, float]:
+    """Name of a card -> cells a second, as measured (`python benchmarks/models.py`)."""
+    return json.loads(SPEED.read_text(encoding="utf-8"))["cells_a_second"] if SPEED.exists() else {}
+
+
 def family_of(fixture: str) -> str | None:
     """The family whose name a fixture's name begins with; the longest counts."""
     from scfm.registry import adapters
@@ -91,6 +97,13 @@ def millions(parameters: int | None) -> str:
     if parameters is None:
         return ""
     return f"{parameters / 1e6:,.1f} M" if parameters >= 1e6 else f"{parameters:,}"
+
+
+def rate(cells: float | None) -> str:
+    """Cells a second as the tables show them."""
+    if cells is None:
+        return ""
+    return f"{cells:,.0f}" if cells >= 10 else f"{cells:.1g}" if cells < 0.1 else f"{cells:.1f}"
 
 
 def sizes(cards: Sequence[Any]) -> str:

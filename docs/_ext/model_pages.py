@@ -12,12 +12,14 @@ from typing import Any
 from families import (
     ROOT,
     Family,
+    cells_a_second,
     code_link,
     difference,
     family_of,
     few,
     millions,
     paper_link,
+    rate,
     short_licence,
     table,
     unique,
@@ -26,11 +28,13 @@ from families import (
 
 def models_page(found: list[Family]) -> str:
     """All cards in one table."""
+    speed = cells_a_second()
     rows = [
         (
             f"[`{card.name}`](models/{f.name}.md)<br>{card.title}",
             f"{', '.join(card.modality)}<br>{few(card.species)}",
             millions(card.parameters),
+            rate(speed.get(card.name)),
             f"{card.input.values}<br>{card.input.genes}",
             ", ".join(name.replace("_", " ") for name in f.capabilities if name != "embed"),
             f"code: {card.code_licence}<br>weights: {short_licence(card)}",
@@ -39,7 +43,16 @@ def models_page(found: list[Family]) -> str:
         for f in found
         for card in f.cards
     ]
-    head = ("model", "data, species", "parameters", "reads", "can, beside embed", "licences", "largest difference")
+    head = (
+        "model",
+        "data, species",
+        "parameters",
+        "cells/s",
+        "reads",
+        "can, beside embed",
+        "licences",
+        "largest difference",
+    )
     toc = "\n".join(f"models/{f.name}" for f in found)
     return f"""---
 hide-toc: true
@@ -49,6 +62,8 @@ hide-toc: true
 
 `scfm.load("<name>")` loads any of these. The page is made from the models' cards; `scfm models` and `scfm info <name>` show the same.
 
+- **cells/s**: blood cells of some 800 expressed genes embedded in a second on two CPU cores, in float32, with random weights of the
+  published sizes. Rough figures, most of them from the CPU time on a busy machine (`benchmarks/results/models.md`).
 - **reads**: unit of the values, and kind of gene identifier.
 - **can**: capabilities of the adapter. A checkpoint without the needed part has fewer, and says so.
 - **licences**: as the authors state them, "unverified" where we found no statement. Weights of **restricted** use are in bold.
