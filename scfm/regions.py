@@ -343,8 +343,8 @@ def align_regions(
     tokens = vocabulary.lookup(spelled)
     known, projection = tokens >= 0, None
     if map_genes:
-        assert vocabulary.build is not None
-        require_build(peaks, vocabulary.build, stated=None, model=model)
+        if vocabulary.build is not None:
+            require_build(peaks, vocabulary.build, stated=None, model=model)
         tokens = vocabulary.genes
         overlapping = overlap_matrix(peaks, Regions.from_names([vocabulary.tokens[i] for i in tokens])).tocoo()
         entries = (overlapping.data, (rows[overlapping.row], overlapping.col))
@@ -364,11 +364,12 @@ def align_regions(
     )
     if not report.matched or (report.matched / len(names) if share is None else share) < MIN_SHARE:
         how = "overlap" if map_genes else "are"
-        fix = (
-            f"Is the build {vocabulary.build}? If so, call peaks on more regions or start from fragments (scfm.fragments.count_fragments)."
-            if map_genes
-            else f"Pass map_genes=True to count these peaks in the {vocabulary.build} regions they overlap, or start from fragments."
-        )
+        if map_genes:
+            where = f"the genome build {vocabulary.build}" if vocabulary.build else "the genome build the same"
+            fix = f"Is {where}? If so, call peaks on more regions, or start from fragments (scfm.fragments.count_fragments)."
+        else:
+            where = f"{vocabulary.build} regions" if vocabulary.build else "regions"
+            fix = f"Pass map_genes=True to count these peaks in the {where} they overlap, or start from fragments."
         raise GeneMatchError(f"{report.matched:,} of {report.features:,} peaks {how} regions of {model}.", fix)
     return Alignment(tokens, names, report, projection)
 

@@ -21,6 +21,7 @@ from scfm.cards import ModelCard
 from scfm.errors import InputError
 from scfm.fitted import FittedEncoder, LinearMap, Reference, largest_positive
 from scfm.genes import Vocabulary
+from scfm.regions import Regions
 from scfm.tokenizers import ContinuousTokenizer
 from scfm.tokenizers.regions import tfidf
 
@@ -84,7 +85,14 @@ class LSI(FittedEncoder):
         space = _Subspace(reference, peaks, frequency)
         vectors = largest_positive(space.vectors(c.components + skipped, c.seed))
         names = tuple(reference.features[peaks])
-        vocabulary = Vocabulary(names, ids="symbol", species=("any",), columns={"document_frequency": frequency})
+        regions, rows = Regions.among(np.array(names, dtype=object))
+        located = len(rows) == len(names)  # spelled in one way, so that another spelling of the same peaks is found
+        vocabulary = Vocabulary(
+            tuple(regions.names) if located else names,
+            ids="region" if located else "symbol",
+            species=("any",),
+            columns={"document_frequency": frequency},
+        )
         fitted = self.build(replace(c, genes=len(peaks)), vocabulary, self.card)
         fitted.network.set(vectors[:, skipped:])
         kept = "dropped" if c.drop_first else "kept"
