@@ -12,14 +12,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scfm import errors, genes
+    from scfm.adaptation import Full, Head, LoRA
     from scfm.cards import ModelCard
     from scfm.encoder import Capability, CellEncoder, Encoded
+    from scfm.finetuned import FineTuned
+    from scfm.finetuning import finetune
+    from scfm.heads import Classification, MultiLabel, Regression
     from scfm.loading import LicenceWarning, load
     from scfm.multi import MultiEmbedding, embed_multi
     from scfm.reading import InputReport, InputWarning, check
     from scfm.registry import cards as models
 
 __all__ = [
+    "finetune",
+    "Regression",
+    "MultiLabel",
+    "LoRA",
+    "Head",
+    "Full",
+    "FineTuned",
+    "Classification",
     "Capability",
     "CellEncoder",
     "Encoded",
@@ -37,6 +49,14 @@ __all__ = [
 ]
 
 _HOME = {
+    "finetune": "scfm.finetuning",
+    "Regression": "scfm.heads",
+    "MultiLabel": "scfm.heads",
+    "LoRA": "scfm.adaptation",
+    "Head": "scfm.adaptation",
+    "Full": "scfm.adaptation",
+    "FineTuned": "scfm.finetuned",
+    "Classification": "scfm.heads",
     "Capability": "scfm.encoder",
     "CellEncoder": "scfm.encoder",
     "Encoded": "scfm.encoder",

@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
     from scfm.cards import ModelCard
 
-__all__ = ["SAVED", "WEIGHTS", "Checkpoint", "KeyMap"]
+__all__ = ["FINETUNED", "SAVED", "WEIGHTS", "Checkpoint", "KeyMap"]
 
 SAVED = "scfm.json"
 """File that marks a folder written by `CellEncoder.save`."""
+FINETUNED = "finetuned.json"
+"""File that marks a folder written by `FineTuned.save`."""
 WEIGHTS = "model.safetensors"
 
 _NO_ROWS: Mapping[str, np.ndarray] = {}

@@ -284,6 +284,139 @@ def _option(text: str) -> tuple[str, Any]:
 
 
 @app.command()
+def finetune(
+    model: Model,
+    data: Files,
+    objective: Annotated[
+        str,
+        typer.Option("--objective", "-y", help="Column of obs to predict: numbers are regressed, others classified."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the fine-tuned encoder to.")],
+    method: Annotated[str, typer.Option(help="head, full or lora.")] = "lora",
+    valid: Annotated[float, typer.Option(help="Share of the cells to hold out; 0: none.")] = 0.2,
+    valid_data: Annotated[
+        list[Path] | None, typer.Option(help="Held-out cells in files of their own, instead of a share; repeatable.")
+    ] = None,
+    groups: Annotated[
+        str | None, typer.Option(help="Column of obs (donor, batch) whose values are on one side of the split only.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training cells, at most.")] = 5,
+    batch_size: Annotated[int, typer.Option(help="Cells in a step.")] = 16,
+    learning_rate: Annotated[float | None, typer.Option(help="Highest rate. Default: depends on the method.")] = None,
+    balanced: Annotated[bool, typer.Option("--balanced", help="Draw all classes as often.")] = False,
+    precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    layer: Layer = None,
+    gene_column: GeneColumn = None,
+    map_genes: MapGenes = False,
+    values: ValuesOption = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", "-O", help="Tokenizer option, e.g. -O context=600; repeatable.")
+    ] = None,
+    load_option: LoadOptions = None,
+    checkpoints: Annotated[
+        Path | None, typer.Option(help="Folder for checkpoints; the same command continues an interrupted run.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Continue what the same command began in --checkpoints.")] = True,
+    device: Device = "auto",
+    revision: Revision = None,
+    adapter: Adapter = None,
+    seed: Annotated[int, typer.Option(help="Of the split, the order of cells and the first weights.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no summary.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a model to predict a column of obs; `scfm predict` then applies it."""
+    from scfm.finetuning import finetune as run
+    from scfm.loading import load
+
+    encoder = load(model, revision=revision, adapter=adapter, device=device, **_load_options(load_option))
+    if option:
+        encoder = encoder.with_options(**dict(_option(text) for text in option))
+    held_out: Any = list(valid_data) if valid_data else (valid or None)
+    tuned = run(
+        encoder,
+        list(data) if len(data) > 1 else data[0],
+        objective,
+        method=method,
+        valid=held_out,
+        groups=groups,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        balanced=balanced,
+        precision=precision,  # type: ignore[arg-type]
+        layer=layer,
+        gene_column=gene_column,
+        map_genes=map_genes,
+        values=values,  # type: ignore[arg-type]
+        checkpoints=checkpoints,
+        resume=resume,
+        progress=False if quiet or as_json else None,
+        seed=seed,
+    )
+    tuned.save(out)
+    summary = {
+        "out": str(out),
+        "model": tuned.name,
+        "target": tuned.target.kind,
+        "trained_cells": len(tuned.split.train),
+        "held_out_cells": len(tuned.split.valid),
+        "trainable": tuned.record["trainable"],
+        "metrics": tuned.metrics,
+    }
+    if as_json:
+        _print_json(summary)
+    elif not quiet:
+        share = tuned.record["trainable"]
+        typer.echo(
+            f"{out}: {tuned.name}, {share['parameters']:,} of {share['of']:,} parameters trained on {len(tuned.split.train):,} cells"
+        )
+        for name, value in tuned.metrics.items():
+            typer.echo(f"  {name} {value:.4g}")
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="Folder that scfm finetune wrote.")],
+    data: Files,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Table to write, .csv or .tsv.")],
+    base: Annotated[
+        str | None, typer.Option(help="Model or folder it was made from, where that is not found where it was.")
+    ] = None,
+    layer: Layer = None,
+    gene_column: GeneColumn = None,
+    map_genes: MapGenes = False,
+    values: ValuesOption = None,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="For models with random tokenization.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no summary.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Predict with a fine-tuned model: one row a cell."""
+    from scfm.finetuned import FineTuned
+    from scfm.loading import load
+
+    if out.suffix not in (".csv", ".tsv"):
+        raise typer.BadParameter(f"{out} ends in neither .csv nor .tsv", param_hint="--out")
+    encoder = load(model, device=device, **({} if base is None else {"base": base}))
+    if not isinstance(encoder, FineTuned):
+        raise InputError(f"{model} is not fine-tuned; it predicts nothing.", "Make one: scfm finetune --help")
+    table = encoder.predict(
+        list(data) if len(data) > 1 else data[0],
+        layer=layer,
+        gene_column=gene_column,
+        map_genes=map_genes,
+        values=values,  # type: ignore[arg-type]
+        progress=False if quiet or as_json else None,
+        seed=seed,
+    )
+    table.to_csv(out, sep="," if out.suffix == ".csv" else "\t", index_label="cell")
+    if as_json:
+        _print_json({"out": str(out), "cells": len(table), "columns": list(table.columns), "model": encoder.name})
+    elif not quiet:
+        typer.echo(f"{out}: {len(table):,} cells ({encoder.name})")
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")] = Path("demo"),
     as_json: Json = False,

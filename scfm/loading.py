@@ -10,7 +10,7 @@ from typing import Any
 
 from scfm import hub, registry
 from scfm.cards import ModelCard
-from scfm.checkpoint import Checkpoint
+from scfm.checkpoint import FINETUNED, Checkpoint
 from scfm.encoder import CellEncoder
 from scfm.errors import DownloadError, InputError, UnknownModelError, listing
 from scfm.files import sha256
@@ -48,7 +48,8 @@ def load(
     device
         "cpu", "cuda", "mps" or "auto".
     options
-        Choices of the adapter, named on its page; unknown ones are refused.
+        Choices of the adapter, named on its page; unknown ones are refused. A folder of `FineTuned.save` takes `base`: the encoder it
+        was made from, or its name or folder, where that is not found where it was.
 
     Returns
     -------
@@ -76,6 +77,8 @@ def load(
             return _finish(named, _from_card(named, card, revision, weights, options), device)
     if Path(text).expanduser().is_dir():
         checkpoint = Checkpoint(Path(text).expanduser(), weights_file=weights, options=options)
+        if checkpoint.has(FINETUNED):
+            return _fine_tuned(checkpoint, device, adapter)
     elif looks_like_path:
         raise UnknownModelError(
             f"there is no folder {text}.", "Give a folder with the model's files, or a name from `scfm models`."
@@ -83,10 +86,25 @@ def load(
     else:
         folder = hub.download(text, None, revision=revision)
         checkpoint = Checkpoint(folder, weights_file=weights, revision=hub.resolved_revision(folder), options=options)
+        if checkpoint.has(FINETUNED):
+            return _fine_tuned(checkpoint, device, adapter)
         checkpoint.card = next(
             (card for card in registry.cards() if card.weights.repo == text and card.weights.folder is None), None
         )
     return _finish(found or registry.recognize(checkpoint), checkpoint, device, source=text)
+
+
+def _fine_tuned(checkpoint: Checkpoint, device: str, adapter: str | None) -> CellEncoder:
+    from scfm.finetuned import FineTuned
+
+    given = {"adapter": adapter, "weights": checkpoint.weights_file}
+    odd = sorted({*(set(checkpoint.options) - {"base"}), *(name for name, value in given.items() if value is not None)})
+    if odd:
+        raise InputError(
+            f"{checkpoint.folder} holds a fine-tuned encoder, which cannot be loaded with {listing(odd)}.",
+            "Its only option is base=, the encoder it was made from; other tokenizer settings: with_options(...).",
+        )
+    return FineTuned.from_checkpoint(checkpoint).to(device)
 
 
 def _from_card(

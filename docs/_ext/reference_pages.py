@@ -12,7 +12,7 @@ from typing import Any
 from families import table
 from run import Page
 
-COMMANDS = ("", "models", "info", "check", "embed", "demo")
+COMMANDS = ("", "models", "info", "check", "embed", "finetune", "predict", "demo")
 API = {
     "Use a model": (
         "scfm",
@@ -23,7 +23,23 @@ API = {
         "scfm.cards",
         "scfm.registry",
     ),
-    "Data": ("scfm.cells", "scfm.genes", "scfm.gene_tables", "scfm.orthologs", "scfm.data", "scfm.sinks", "scfm.provenance"),
+    "Fine-tune": (
+        "scfm.finetuning",
+        "scfm.finetuned",
+        "scfm.heads",
+        "scfm.adaptation",
+        "scfm.splits",
+        "scfm.training",
+    ),
+    "Data": (
+        "scfm.cells",
+        "scfm.genes",
+        "scfm.gene_tables",
+        "scfm.orthologs",
+        "scfm.data",
+        "scfm.sinks",
+        "scfm.provenance",
+    ),
     "Write an adapter": ("scfm.checkpoint", "scfm.tokenizers", "scfm.nn", "scfm.hub", "scfm.testing"),
     "Results": ("scfm.metrics",),
     "Errors": ("scfm.errors",),

@@ -154,3 +154,21 @@ def test_the_installed_command_runs_and_helps():
     for verb in ("models", "info", "check", "embed", "demo"):
         assert verb in done.stdout
     assert "Exit codes" in done.stdout
+
+
+def test_finetune_and_predict(folder, monkeypatch, capsys):
+    from scfm.data import pbmc_demo
+
+    pbmc_demo()[:40].write_h5ad("pbmc.h5ad")
+    run = ("finetune", "mini", "pbmc.h5ad", "--method", "head", "--device", "cpu", "-O", "context=32", "--epochs", "1")
+    assert scfm_command(monkeypatch, *run, "--objective", "cell_type", "--out", "tuned", "--json") == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["trained_cells"] + summary["held_out_cells"] == 40
+    assert summary["metrics"]["valid_accuracy"] >= 0
+    assert scfm_command(monkeypatch, "predict", "./tuned", "pbmc.h5ad", "--out", "labels.csv", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["columns"][:2] == ["label", "probability"]
+    assert len(Path("labels.csv").read_text().splitlines()) == 41
+    assert scfm_command(monkeypatch, *run, "--objective", "nothing", "--out", "other") == 3
+    assert "has no column 'nothing'" in capsys.readouterr().err
+    assert not Path("other").exists()
+    assert scfm_command(monkeypatch, "predict", "mini", "pbmc.h5ad", "--out", "labels.csv") == 3

@@ -1,0 +1,120 @@
+"""Fine-tuning by every method reaches the network of every adapter, and nothing else."""
+
+import importlib.util
+import sys
+import warnings
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from anndata import AnnData
+
+import scfm
+from scfm.errors import CapabilityError
+from scfm.finetuned import fingerprint_of
+from scfm.testing import example_data
+
+CONFORMANCE = Path(__file__).parents[1] / "adapters" / "test_conformance.py"
+
+
+def conformance() -> ModuleType:
+    """The small encoders of the conformance tests."""
+    if "scfm_conformance_encoders" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("scfm_conformance_encoders", CONFORMANCE)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules["scfm_conformance_encoders"] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules["scfm_conformance_encoders"]
+
+
+NAMES = [name for _, name in conformance().encoders()]
+ONE_A_FAMILY = sorted({family: name for family, name in reversed(list(conformance().encoders()))}.values())
+METHODS = {"head": "head", "full": "full", "lora": scfm.LoRA(rank=4)}
+LINEAR_MAPS = ("pca", "lsi")
+"""Baselines without a Linear layer."""
+
+
+@cache
+def labelled(name: str) -> tuple[scfm.CellEncoder, AnnData]:
+    encoder = conformance().load(name)
+    if "context" in vars(encoder.tokenizer) and name == "mini":
+        encoder = encoder.with_options(context=64)
+    data = example_data(encoder)
+    if encoder.tokenizer.grouped:
+        encoder = encoder.with_options(group_key=None, group_size=None)
+    data.obs["kind"] = ["a", "b"] * (data.n_obs // 2) + ["a"] * (data.n_obs % 2)
+    return encoder, data
+
+
+def tuned(name: str, method: str, **options) -> scfm.FineTuned:
+    encoder, data = labelled(name)
+    defaults = {"valid": None, "epochs": 1, "warmup": 0.0, "batch_size": 4, "learning_rate": 0.01, "progress": False}
+    return scfm.finetune(encoder, data, "kind", method=METHODS[method], **{**defaults, **options})
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ONE_A_FAMILY)
+def test_training_changes_what_it_says_and_saves_exactly(name, method, tmp_path):
+    encoder, data = labelled(name)
+    before = fingerprint_of(encoder.network)
+    if method == "lora" and name in LINEAR_MAPS:
+        with pytest.raises(CapabilityError, match="no Linear"):
+            tuned(name, method)
+        return
+    found = tuned(name, method)
+    assert fingerprint_of(encoder.network) == before, "the caller's encoder was changed"
+
+    plain = encoder.embed(data, progress=False)
+    trained = found.embed(data, progress=False)
+    assert not found.network.training
+    assert (np.abs(trained - plain).max() > 1e-6) == (method != "head")
+
+    # frozen weights are bit-identical; what is trained is what is stated
+    own = found.network.base.state_dict()
+    base = {key.replace(".base_layer", ""): tensor for key, tensor in own.items() if ".lora_" not in key}
+    changed = set(found.record["changed"])
+    assert set(base) == set(encoder.network.state_dict())
+    for key, tensor in encoder.network.state_dict().items():
+        if key not in changed:
+            assert torch.equal(base[key], tensor), key
+    if method == "full":
+        assert changed <= set(base)
+        assert any(not torch.equal(base[key], encoder.network.state_dict()[key]) for key in changed)
+    counted = found.network.head.linear.weight.numel() + 2
+    if method == "lora":
+        counted += sum(tensor.numel() for key, tensor in own.items() if ".lora_" in key)
+    if method == "full":
+        parameters = dict(encoder.network.named_parameters())
+        counted += sum(parameters[key].numel() for key in changed if key in parameters)
+    assert found.record["trainable"]["parameters"] == counted
+
+    answer = found.predict(data, progress=False)
+    found.save(tmp_path / "tuned")
+    again = scfm.load(tmp_path / "tuned", base=encoder, device="cpu")
+    assert again.predict(data, progress=False).equals(answer)
+    assert np.array_equal(again.embed(data, progress=False), trained)
+    merged = found.merge()
+    assert type(merged) is type(encoder)
+    np.testing.assert_allclose(merged.embed(data, progress=False), trained, atol=1e-4 * np.abs(trained).max())
+
+
+@pytest.mark.parametrize("name", [name for name in ONE_A_FAMILY if name not in LINEAR_MAPS])
+def test_predictions_do_not_depend_on_padding_or_batch_mates(name):
+    encoder, data = labelled(name)
+    if encoder.tokenizer.grouped:
+        pytest.skip("cells see each other")
+    found = tuned(name, "lora")
+    together = found.predict(data, batch_size=data.n_obs, progress=False)["p_a"]
+    alone = found.predict(data, batch_size=1, progress=False)["p_a"]
+    np.testing.assert_allclose(together, alone, atol=1e-4)
+
+
+@pytest.fixture(autouse=True)
+def _licences():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", scfm.LicenceWarning)
+        yield
