@@ -364,3 +364,22 @@ def test_a_folder_of_another_run_is_refused(encoder, cells, tmp_path):
     with pytest.raises(ResumeError, match="is not empty"):
         scfm.finetune(encoder, cells, "high", **{**run, "checkpoints": tmp_path / "other"})
     assert Path(tmp_path / "other" / "mine.txt").exists()
+
+
+def test_a_fine_tuned_encoder_keeps_the_promises_of_every_encoder(encoder, cells):
+    from scfm.testing import applicable, check_encoder
+
+    tuned = scfm.finetune(encoder, cells[:24], "high", method=scfm.LoRA(rank=4), valid=None, epochs=1, **QUICK)
+    check_encoder(tuned, checks=applicable(tuned))
+
+
+def test_nothing_is_predicted_for_empty_cells(encoder, cells):
+    tuned = scfm.finetune(encoder, cells[:24], "high", method="head", epochs=1, **QUICK)
+    data = cells[:3].copy()
+    counts = data.X.tolil()
+    counts[1] = 0
+    data.X = counts.tocsr()
+    with pytest.warns(scfm.InputWarning, match="1 of 3 cells"):
+        answer = tuned.predict(data, progress=False)
+    assert answer.isna().all(axis=1).tolist() == [False, True, False]
+    assert len(tuned.predict(cells[:0], progress=False)) == 0
