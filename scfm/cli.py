@@ -35,6 +35,14 @@ EXIT_CODES: dict[type[ScfmError], int] = {
     MissingExtraError: 6,
 }
 
+FEATURES = {
+    "symbol": "genes named by symbol",
+    "ensembl": "genes named by Ensembl id",
+    "locus": "genes named by locus",
+    "region": "regions named chrom:start-end",
+    "any": "features of any name",
+}
+
 app = typer.Typer(
     name="scfm",
     help="Every single-cell foundation model behind one interface.",
@@ -155,7 +163,7 @@ def info(name: Annotated[str, typer.Argument(help="Name from scfm models.")], as
         "restricted": card.restricted,
         "species": ", ".join(card.species),
         "modality": ", ".join(card.modality),
-        "reads": f"{card.input.values} of genes named by {card.input.genes}",
+        "reads": f"{card.input.values} of {FEATURES[card.input.genes]}",
         "size": _size(card.parameters),
         "dim": None if card.dim is None else str(card.dim),
         "provided by": adapter.distribution,
