@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
@@ -153,6 +153,12 @@ class Source:
     def obs(self) -> pd.DataFrame:
         """`obs` of the AnnData."""
         return self._adata.obs if self._adata is not None else self._frame("obs")
+
+    def require_obs(self, columns: Iterable[str], fix: str) -> None:
+        """Refuse data whose `obs` lacks one of these columns."""
+        if missing := [column for column in columns if column not in self.obs.columns]:
+            have = listing(map(str, self.obs.columns))
+            raise InputError(f"obs of {self.label} has no column {listing(missing)} (columns: {have}).", fix)
 
     @cached_property
     def var(self) -> pd.DataFrame:

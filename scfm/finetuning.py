@@ -21,7 +21,7 @@ from scfm.encoder import CellEncoder
 from scfm.errors import InputError, listing
 from scfm.finetuned import FineTuned, FineTunedNetwork, fingerprint_of
 from scfm.heads import ClassTarget, Objective, PredictionHead, Target, objective_of
-from scfm.inference import _evaluating, _progress
+from scfm.inference import evaluating, progress_bar
 from scfm.provenance import versions
 from scfm.reading import InputWarning, Reading, read, tokenized
 from scfm.splits import Split, hold_out
@@ -208,7 +208,7 @@ def finetune(
         if held_out is not None and held_inputs is not None:
             shared = held_out.groups if isinstance(held_inputs, Tokens) else None
             watching = Cells(held_inputs, target.encode(held_out.obs), shared)
-        advance = stack.enter_context(_progress(epochs * len(training), progress, f"{encoder.name}: {how.kind}"))
+        advance = stack.enter_context(progress_bar(epochs * len(training), progress, f"{encoder.name}: {how.kind}"))
         history = run(
             model,
             training,
@@ -271,13 +271,8 @@ def _obs(reading: Reading, columns: Sequence[str]) -> pd.DataFrame:
 
     tables = []
     for part in reading.parts:
-        obs = part.source.obs
-        if missing := [name for name in columns if name not in obs.columns]:
-            raise InputError(
-                f"obs of {part.source.label} has no column {listing(missing)} (columns: {listing(map(str, obs.columns))}).",
-                "Name columns that all data have.",
-            )
-        tables.append(obs[list(columns)])
+        part.source.require_obs(columns, "Name columns that all data have.")
+        tables.append(part.source.obs[list(columns)])
     return tables[0] if len(tables) == 1 else pd.concat(tables)
 
 
@@ -435,7 +430,7 @@ def _embeddings(base: CellEncoder, cells: _Labelled) -> np.ndarray:
     out = np.empty((len(cells.names), base.network.dim), dtype=np.float32)
     order = np.argsort(-cells.tokens.lengths, kind="stable")
     plan = cells.groups if cells.groups is not None else [order[at : at + 16] for at in range(0, len(order), 16)]
-    with _evaluating(base.network), torch.inference_mode():
+    with evaluating(base.network), torch.inference_mode():
         for rows in plan:
             encoded = base.network(cells.tokens.collate(rows).to(base.device)).cells
             assert encoded is not None

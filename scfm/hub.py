@@ -11,10 +11,8 @@ from pathlib import Path
 
 from scfm.errors import DownloadError, listing
 from scfm.files import sha256
-from scfm.tensors import read_tensors, read_values
-from scfm.unpickle import safe_unpickle
 
-__all__ = ["RemoteFile", "download", "read_tensors", "read_values", "resolved_revision", "safe_unpickle", "sha256"]
+__all__ = ["RemoteFile", "download", "resolved_revision"]
 
 logger = logging.getLogger(__name__)
 

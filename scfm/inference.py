@@ -37,7 +37,16 @@ from scfm.tokenizers.base import Tokens
 if TYPE_CHECKING:
     from os import PathLike
 
-__all__ = ["BlockResult", "embed", "encode", "plan_batches", "provenance", "resolve_device"]
+__all__ = [
+    "BlockResult",
+    "embed",
+    "encode",
+    "evaluating",
+    "plan_batches",
+    "progress_bar",
+    "provenance",
+    "resolve_device",
+]
 
 T = TypeVar("T")
 BatchSize = int | Literal["auto"]
@@ -126,7 +135,7 @@ def _workers(device: torch.device, n_cells: int) -> Iterator[ThreadPoolExecutor]
 
 
 @contextmanager
-def _evaluating(network: torch.nn.Module) -> Iterator[None]:
+def evaluating(network: torch.nn.Module) -> Iterator[None]:
     training = [module for module in network.modules() if module.training]  # parts may be frozen in eval mode
     network.eval()
     try:
@@ -137,7 +146,7 @@ def _evaluating(network: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _progress(total: int, shown: bool | None, title: str) -> Iterator[Any]:
+def progress_bar(total: int, shown: bool | None, title: str) -> Iterator[Any]:
     """A function advance(n); a rich bar on stderr when shown."""
     if shown is None:
         shown = sys.stderr.isatty()
@@ -215,8 +224,8 @@ def encode(
 
     with ExitStack() as stack:
         stack.callback(reading.close)
-        stack.enter_context(_evaluating(network))
-        advance = stack.enter_context(_progress(reading.n_cells, progress, encoder.name))
+        stack.enter_context(evaluating(network))
+        advance = stack.enter_context(progress_bar(reading.n_cells, progress, encoder.name))
         grouped = encoder.tokenizer.grouped
         pool = stack.enter_context(_workers(device, 1 if grouped else reading.n_cells - skip))
         advance(skip)

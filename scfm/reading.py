@@ -22,7 +22,6 @@ from scfm.cells import (
     sampled_cells,
 )
 from scfm.encoder import CellEncoder
-from scfm.errors import InputError, listing
 from scfm.genes import Alignment, GeneReport, align
 from scfm.groups import cell_groups
 from scfm.regions import align_regions
@@ -103,11 +102,7 @@ def _aligned(
         start += source.shape[0]
     columns = encoder.tokenizer.obs_columns
     for part in parts:
-        if missing := [column for column in columns if column not in part.source.obs.columns]:
-            raise InputError(
-                f"obs of {part.source.label} has no column {listing(missing)} (columns: {listing(map(str, part.source.obs.columns))}).",
-                f"{encoder.name} reads it; {encoder.tokenizer.obs_fix}.",
-            )
+        part.source.require_obs(columns, f"{encoder.name} reads it; {encoder.tokenizer.obs_fix}.")
     return Reading(parts, expected, columns)
 
 
@@ -119,9 +114,8 @@ def _groups(encoder: CellEncoder, source: Source) -> list[np.ndarray] | None:
     key = tokenizer.group_key
     if key is not None and key not in source.obs.columns:
         if key not in encoder.card.input.obs:
-            raise InputError(
-                f"obs of {source.label} has no column {key!r} (columns: {listing(map(str, source.obs.columns))}).",
-                "Name the groups of cells with with_options(group_key=...), or None for one group.",
+            source.require_obs(
+                [key], "Name the groups of cells with with_options(group_key=...), or None for one group."
             )
         key = None
     return cell_groups(source.obs, key, tokenizer.group_size)

@@ -20,6 +20,7 @@ from scfm.adapters.aido_cell.tokenizer import DenseTokenizer
 from scfm.adapters.aido_cell.weights import KEYS
 from scfm.cards import ModelCard
 from scfm.checkpoint import Checkpoint
+from scfm.data import shared_table
 from scfm.encoder import Capability, CellEncoder
 from scfm.errors import CheckpointError, InputError, listing
 from scfm.genes import Vocabulary
@@ -118,7 +119,7 @@ def _vocabulary(checkpoint: Checkpoint, genes: int) -> Vocabulary:
         lines = own[0].read_text(encoding="utf-8").splitlines()[1:]
         symbols = [line.partition("\t")[0] for line in lines]  # the row is the position
     else:
-        symbols = json.loads(gzip.decompress((HERE / "data" / "genes.json.gz").read_bytes()))
+        symbols = json.loads(gzip.decompress(shared_table("genes_19264.json.gz").read_bytes()))
     if len(symbols) != genes:
         raise CheckpointError(
             f"{own[0].name if own else 'the shipped gene list'} has {len(symbols)} genes, "

@@ -21,6 +21,7 @@ from scfm.encoder import Capability, CellEncoder
 from scfm.errors import CheckpointError, InputError
 from scfm.genes import Vocabulary
 from scfm.regions import Regions
+from scfm.tokenizers.base import batch_options
 from scfm.tokenizers.regions import RegionTokenizer
 
 SPECIAL = {"pad": "[PAD]", "cls": "[CLS]", "sep": "[SEP]", "reserved": "[RESERVED]"}
@@ -80,10 +81,7 @@ class EpiAgent(CellEncoder):
             encoder.network.graph.edges.copy_(torch.from_numpy(graph[0]))
             encoder.network.graph.weights.copy_(torch.from_numpy(graph[1]))
         if config.batches:
-            names = checkpoint.options.get("batches") or [str(i) for i in range(config.batches)]
-            if len(names) != config.batches:
-                raise InputError(f"batches= names {len(names)} batches; the checkpoint has {config.batches}.")
-            encoder = encoder.with_options(batch_key="batch", batches=tuple(map(str, names)))
+            encoder = encoder.with_options(**batch_options(checkpoint.options.get("batches"), config.batches))
         return encoder
 
     def gene_vectors(self, kind: str) -> Tensor:

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from scfm.checkpoint import Checkpoint
+from scfm.data import shared_table
 from scfm.errors import CheckpointError, listing
 from scfm.genes import Vocabulary
-from scfm.hub import safe_unpickle
 from scfm.tokenizers.ranks import median_column, read_rank_table
+from scfm.unpickle import safe_unpickle
 
 SPECIAL = {"pad": "<pad>", "mask": "<mask>", "cls": "<cls>", "eos": "<eos>"}
-SHIPPED = {25_426: ("gc30M", ("pad", "mask")), 20_275: ("gc104M", ("pad", "mask", "cls", "eos"))}
+SHIPPED = {
+    25_426: (shared_table("rank_medians_25424.tsv.gz"), ("pad", "mask")),
+    20_275: (Path(__file__).parent / "data" / "gc104M.tsv.gz", ("pad", "mask", "cls", "eos")),
+}
 """Rows of the token table -> dictionaries, and the special tokens that come before the genes."""
 
 
@@ -41,8 +45,8 @@ def read(checkpoint: Checkpoint, rows: int) -> Vocabulary:
             f"{checkpoint.folder} has no token_dictionary*.pkl, and its token table has {rows:,} rows; the released models have {sizes}.",
             "Give the folder with the dictionaries it was trained with: scfm.load(folder, dictionaries='./dictionaries').",
         )
-    name, roles = SHIPPED[rows]
-    medians, aliases = read_rank_table(Path(__file__).parent / "data" / f"{name}.tsv.gz")
+    path, roles = SHIPPED[rows]
+    medians, aliases = read_rank_table(path)
     tokens = [*(SPECIAL[role] for role in roles), *medians]
     return _vocabulary({token: i for i, token in enumerate(tokens)}, medians, aliases)
 

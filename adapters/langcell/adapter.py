@@ -22,14 +22,16 @@ from scfm.adapters.langcell.network import LangCellConfig, LangCellNetwork, Matc
 from scfm.adapters.langcell.weights import CELL_KEYS, LINEAR_KEYS, TEXT_KEYS
 from scfm.cards import InputContract, ModelCard
 from scfm.checkpoint import Checkpoint
+from scfm.data import shared_table
 from scfm.encoder import Capability, CellEncoder
 from scfm.errors import CheckpointError, InputError
 from scfm.files import sha256
 from scfm.genes import Vocabulary
-from scfm.hub import read_tensors, safe_unpickle
+from scfm.tensors import read_tensors
 from scfm.tokenizers import Batch, RankTokenizer, Tokens
 from scfm.tokenizers.ranks import median_column, read_rank_table
 from scfm.tokenizers.wordpiece import WordPiece
+from scfm.unpickle import safe_unpickle
 
 if TYPE_CHECKING:
     from scfm.cells import Data
@@ -301,7 +303,7 @@ def _vocabulary(folder: Path, rows: int) -> Vocabulary:
         tokens = {str(token): int(i) for token, i in safe_unpickle(folder / "token_dictionary.pkl").items()}
         medians = {str(gene): float(m) for gene, m in safe_unpickle(folder / "gene_median_dictionary.pkl").items()}
     else:
-        medians, _ = read_rank_table(Path(__file__).parent / "data" / "gc30M.tsv.gz")
+        medians, _ = read_rank_table(shared_table("rank_medians_25424.tsv.gz"))
         tokens = {token: i for i, token in enumerate(("<pad>", "<mask>", *medians))}
     tokens.setdefault("<cls>", len(tokens))
     if len(tokens) != rows:

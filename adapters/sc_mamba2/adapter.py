@@ -15,9 +15,10 @@ from scfm.adapters.sc_mamba2.weights import KEYS
 from scfm.cards import InputContract, ModelCard
 from scfm.checkpoint import Checkpoint
 from scfm.encoder import Capability, CellEncoder
-from scfm.errors import CheckpointError, InputError
+from scfm.errors import CheckpointError
 from scfm.genes import Vocabulary
 from scfm.tokenizers import BinTokenizer
+from scfm.tokenizers.base import batch_options
 
 SPECIAL = ("<pad>", "<cls>", "<eoc>")
 RESTRICTED = "its licence is CC BY-NC 4.0: no commercial use"
@@ -67,10 +68,7 @@ class SCMamba2(CellEncoder):
         encoder = encoder.with_options(cls_value=value, pad_value=value)  # at embedding time both have it
         checkpoint.load_into(encoder.network, KEYS)
         if labels := max(config.batches, config.domains):
-            names = checkpoint.options.get("batches") or [str(i) for i in range(labels)]
-            if len(names) != labels:
-                raise InputError(f"batches= names {len(names)} batches; the checkpoint has {labels}.")
-            encoder = encoder.with_options(batch_key="batch", batches=tuple(map(str, names)))
+            encoder = encoder.with_options(**batch_options(checkpoint.options.get("batches"), labels))
         return encoder
 
     def gene_vectors(self, kind: str) -> Tensor:

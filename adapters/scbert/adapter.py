@@ -23,7 +23,7 @@ from scfm.checkpoint import Checkpoint
 from scfm.encoder import Capability, CellEncoder
 from scfm.errors import CapabilityError, CheckpointError, listing
 from scfm.genes import Vocabulary
-from scfm.hub import safe_unpickle
+from scfm.unpickle import safe_unpickle
 
 if TYPE_CHECKING:
     import pandas as pd

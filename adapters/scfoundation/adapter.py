@@ -22,6 +22,7 @@ from scfm.adapters.scfoundation.tokenizer import DepthTokenizer
 from scfm.adapters.scfoundation.weights import KEYS
 from scfm.cards import ModelCard
 from scfm.checkpoint import Checkpoint
+from scfm.data import shared_table
 from scfm.encoder import Capability, CellEncoder
 from scfm.errors import CheckpointError, InputError, listing
 from scfm.genes import Vocabulary
@@ -151,7 +152,7 @@ def _vocabulary(checkpoint: Checkpoint, genes: int) -> Vocabulary:
         rows = [line.split("\t") for line in checkpoint.path(own[0]).read_text(encoding="utf-8").splitlines()[1:]]
         symbols = [symbol for symbol, _ in sorted(rows, key=lambda row: int(row[1]))]
     else:
-        symbols = json.loads(gzip.decompress((HERE / "data" / "genes.json.gz").read_bytes()))
+        symbols = json.loads(gzip.decompress(shared_table("genes_19264.json.gz").read_bytes()))
     if len(symbols) != genes:
         raise CheckpointError(
             f"{own[0] if own else 'the shipped gene list'} has {len(symbols)} genes, "

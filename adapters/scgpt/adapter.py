@@ -21,6 +21,7 @@ from scfm.encoder import Capability, CellEncoder, Request
 from scfm.errors import CheckpointError, InputError
 from scfm.genes import Vocabulary
 from scfm.tokenizers import Batch, BinTokenizer
+from scfm.tokenizers.base import batch_options
 
 SPECIAL = ("<pad>", "<cls>", "<eoc>")
 
@@ -77,10 +78,7 @@ class ScGPT(CellEncoder):
         skip = {} if config.batch_norm else {"bn.{p}": None}
         checkpoint.load_into(encoder.network, type(KEYS)({**KEYS.names, **skip}, KEYS.strip), optional=())
         if labels := max(config.batches, config.domains):
-            names = checkpoint.options.get("batches") or [str(i) for i in range(labels)]
-            if len(names) != labels:
-                raise InputError(f"batches= names {len(names)} batches; the checkpoint has {labels}.")
-            encoder = encoder.with_options(batch_key="batch", batches=tuple(map(str, names)))
+            encoder = encoder.with_options(**batch_options(checkpoint.options.get("batches"), labels))
         return encoder
 
     def gene_vectors(self, kind: str) -> Tensor:

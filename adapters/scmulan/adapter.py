@@ -25,7 +25,7 @@ from scfm.checkpoint import Checkpoint
 from scfm.encoder import Capability, CellEncoder
 from scfm.errors import CheckpointError
 from scfm.genes import Vocabulary
-from scfm.hub import read_values
+from scfm.tensors import read_values
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -23,9 +23,10 @@ from scfm.checkpoint import Checkpoint
 from scfm.encoder import Capability, CellEncoder
 from scfm.errors import CheckpointError, SpeciesError, listing
 from scfm.genes import Vocabulary, gene_rows
-from scfm.hub import read_tensors, safe_unpickle
 from scfm.proteins import protein_genes
 from scfm.species import SCIENTIFIC, common_name
+from scfm.tensors import read_tensors
+from scfm.unpickle import safe_unpickle
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from importlib.resources import as_file, files
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["pbmc_demo"]
+__all__ = ["pbmc_demo", "shared_table"]
+
+
+def shared_table(name: str) -> Path:
+    """A table that several models read, by its file name; README.md says what each one is."""
+    return Path(__file__).parent / name
 
 
 def pbmc_demo() -> AnnData:

@@ -23,6 +23,7 @@ __all__ = [
     "Tokenizer",
     "Tokens",
     "batch_labels",
+    "batch_options",
     "append",
     "dense",
     "first_columns",
@@ -243,6 +244,19 @@ def ragged_positions(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
     return np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
+
+
+def batch_options(names: Sequence[str] | None, count: int) -> dict[str, Any]:
+    """Tokenizer options of a checkpoint with so many batch labels; files hold numbers only, so that users give the names.
+
+    Raises
+    ------
+    InputError
+        There are more or fewer names than labels.
+    """
+    if names is not None and len(names) != count:
+        raise InputError(f"batches= names {len(names)} batches; the checkpoint has {count}.")
+    return {"batch_key": "batch", "batches": tuple(map(str, range(count) if names is None else names))}
 
 
 def batch_labels(block: Block, key: str | None, batches: Sequence[str]) -> dict[str, np.ndarray]:

@@ -9,7 +9,9 @@ else; `ties="upstream"` draws from numpy's legacy stream in the order of the cel
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -120,9 +122,14 @@ class BinTokenizer(Tokenizer):
         import torch
 
         uniforms = np.random.RandomState(seed)
-        permutations = torch.Generator().manual_seed(seed)
-        for done in range(0, self.torch_draws, 1 << 20):  # one 32-bit draw each
-            torch.empty(min(1 << 20, self.torch_draws - done)).uniform_(generator=permutations)
+
+        @cache  # asked for by the first cell that is too long, if any: at the released size there are 77 M draws to skip
+        def permutations() -> torch.Generator:
+            stream = torch.Generator().manual_seed(seed)
+            for done in range(0, self.torch_draws, 1 << 20):  # one 32-bit draw each
+                torch.empty(min(1 << 20, self.torch_draws - done)).uniform_(generator=stream)
+            return stream
+
         return lambda block: self._tokens(block, seed, uniforms, permutations)
 
     def tokenize(self, block: Block, seed: int = 0) -> Tokens:
@@ -134,7 +141,7 @@ class BinTokenizer(Tokenizer):
         block: Block,
         seed: int,
         uniforms: np.random.RandomState | None = None,
-        permutations: torch.Generator | None = None,
+        permutations: Callable[[], torch.Generator] | None = None,
     ) -> Tokens:
         ids, values, offsets = known_entries(block)
         expressed = np.diff(offsets)
@@ -190,7 +197,11 @@ class BinTokenizer(Tokenizer):
         return (top - below.astype(np.uint8)).astype(np.float32)
 
     def _subset(
-        self, offsets: np.ndarray, room: int, draws: np.ndarray | None, permutations: torch.Generator | None
+        self,
+        offsets: np.ndarray,
+        room: int,
+        draws: np.ndarray | None,
+        permutations: Callable[[], torch.Generator] | None,
     ) -> np.ndarray | None:
         """Which entries are kept of cells with more than `room` genes (a mask, or positions); None when no cell is that long."""
         lengths = np.diff(offsets)
@@ -198,7 +209,7 @@ class BinTokenizer(Tokenizer):
             return None
         if draws is None:
             assert permutations is not None
-            return _permuted(offsets, room, permutations)
+            return _permuted(offsets, room, permutations())
         long = np.flatnonzero(lengths > room)
         positions = ragged_positions(offsets[long], lengths[long])
         rank = mix32(draws[positions] + np.uint32(1)).astype(np.uint64)
