@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scfm import errors, genes
+    from scfm import errors, genes, tasks
     from scfm.adaptation import Full, Head, LoRA
     from scfm.cards import ModelCard
     from scfm.encoder import Capability, CellEncoder, Encoded
@@ -46,6 +46,7 @@ __all__ = [
     "genes",
     "load",
     "models",
+    "tasks",
 ]
 
 _HOME = {
@@ -76,7 +77,7 @@ def __getattr__(name: str) -> Any:
     """Import a public name on first use: `import scfm` itself stays light."""
     if name == "__version__":
         return import_module("importlib.metadata").version("scfm-sdk")
-    if name in ("errors", "genes"):
+    if name in ("errors", "genes", "tasks"):
         return import_module(f"scfm.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'scfm' has no attribute {name!r}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from scfm.errors import (
     CheckpointError,
@@ -18,6 +19,26 @@ from scfm.errors import (
     ScfmError,
     UnknownModelError,
 )
+from scfm.options import (
+    Adapter,
+    Device,
+    File,
+    Files,
+    GeneColumn,
+    Json,
+    Layer,
+    LoadOptions,
+    MapGenes,
+    Model,
+    Quiet,
+    Revision,
+    TokenizerOptions,
+    ValuesOption,
+    load_encoder,
+    load_options,
+    print_json,
+)
+from scfm.task import find_task, tasks
 
 __all__ = ["app", "main"]
 
@@ -43,42 +64,47 @@ FEATURES = {
     "any": "features of any name",
 }
 
+
+class _WithTasks(TyperGroup):
+    """The core's commands and those of the installed tasks, each imported when it is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of all commands, tasks last."""
+        return [*super().list_commands(ctx), *tasks()]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command of the core, or of a task."""
+        own = super().get_command(ctx, cmd_name)
+        if own is not None or cmd_name not in tasks():
+            return own
+        single = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False)
+        single.command(cmd_name, rich_help_panel="Tasks")(_command_of(cmd_name))
+        return typer.main.get_command(single)
+
+
+def _command_of(name: str) -> Callable[..., None]:
+    """The function of a task; one that raises where it can't be imported, so that a broken plugin does not hide the others."""
+    try:
+        return find_task(name).command
+    except ScfmError as error:
+        problem = error
+
+    def broken() -> None:
+        raise problem
+
+    broken.__doc__ = problem.found
+    return broken
+
+
 app = typer.Typer(
     name="scfm",
+    cls=_WithTasks,
     help="Every single-cell foundation model behind one interface.",
     epilog=EPILOG,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-
-Model = Annotated[
-    str,
-    typer.Argument(help="Name from [bold]scfm models[/], ./folder with the authors' files, or org/repo on the hub."),
-]
-File = Annotated[Path, typer.Argument(help="An .h5ad file or .zarr folder.")]
-Files = Annotated[
-    list[Path], typer.Argument(help="One or more .h5ad files or .zarr folders, embedded one after another.")
-]
-Layer = Annotated[str | None, typer.Option(help="Matrix to read: a key of layers, or 'raw'. Default: X.")]
-GeneColumn = Annotated[str | None, typer.Option(help="Column of var with the gene identifiers. Default: var_names.")]
-MapGenes = Annotated[
-    bool, typer.Option("--map-genes", help="Map symbols <-> Ensembl ids with the shipped GENCODE tables.")
-]
-ValuesOption = Annotated[
-    str | None,
-    typer.Option("--values", help="What the matrix holds: counts, lognorm or any. Default: what the model reads."),
-]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the hub repository.")]
-Adapter = Annotated[str | None, typer.Option(help="Adapter family, where a folder does not tell.")]
-LoadOptions = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--load", "-L", help="Option of the model's loading, e.g. -L species=mouse or -L weights=best.pt; repeatable."
-    ),
-]
-Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, for machines.")]
 
 
 def _version(show: bool) -> None:
@@ -98,12 +124,6 @@ def _options(
     """Every single-cell foundation model behind one interface."""
 
 
-def _print_json(content: Any) -> None:
-    from scfm.provenance import plain
-
-    typer.echo(json.dumps(plain(content), indent=1))
-
-
 def _size(parameters: int | None) -> str:
     if parameters is None:
         return "?"
@@ -117,7 +137,7 @@ def models(as_json: Json = False) -> None:
 
     found = cards()
     if as_json:
-        _print_json([card.model_dump() for card in found])
+        print_json([card.model_dump() for card in found])
         return
     from rich.console import Console
     from rich.table import Table
@@ -146,7 +166,7 @@ def info(name: Annotated[str, typer.Argument(help="Name from scfm models.")], as
     if card is None:
         raise UnknownModelError(f"the adapter {adapter.family!r} has no card.")
     if as_json:
-        _print_json(card.model_dump())
+        print_json(card.model_dump())
         return
     from rich.console import Console
     from rich.markdown import Markdown
@@ -195,9 +215,9 @@ def check(
     from scfm.loading import load
     from scfm.reading import check as check_data
 
-    encoder = load(model, revision=revision, adapter=adapter, device="cpu", **_load_options(load_option))
+    encoder = load(model, revision=revision, adapter=adapter, device="cpu", **load_options(load_option))
     report = check_data(encoder, data, layer=layer, gene_column=gene_column, map_genes=map_genes, values=values)  # type: ignore[arg-type]
-    _print_json(report) if as_json else typer.echo(str(report))
+    print_json(report) if as_json else typer.echo(str(report))
 
 
 @app.command()
@@ -218,23 +238,20 @@ def embed(
     batch_size: Annotated[str, typer.Option(help="Most cells in a step, or auto.")] = "auto",
     precision: Annotated[str, typer.Option(help="float32 (exact), bfloat16 or float16.")] = "float32",
     device: Device = "auto",
-    option: Annotated[
-        list[str] | None, typer.Option("--option", "-O", help="Tokenizer option, e.g. -O ties=upstream; repeatable.")
-    ] = None,
+    option: TokenizerOptions = None,
     revision: Revision = None,
     adapter: Adapter = None,
     load_option: LoadOptions = None,
     resume: Annotated[bool, typer.Option(help="Continue an output that the same command began.")] = True,
     seed: Annotated[int, typer.Option(help="For models with random tokenization.")] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no summary.")] = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Embed cells and write the result as it goes; the same command continues an interrupted run."""
-    from scfm.loading import load
 
-    encoder = load(model, revision=revision, adapter=adapter, device=device, **_load_options(load_option))
-    if option:
-        encoder = encoder.with_options(**dict(_option(text) for text in option))
+    encoder = load_encoder(
+        model, device=device, option=option, load_option=load_option, revision=revision, adapter=adapter
+    )
     size: Any = batch_size if batch_size == "auto" else _whole_number(batch_size)
     from scfm.encoder import Request
     from scfm.inference import embed as embed_data
@@ -254,7 +271,7 @@ def embed(
         seed=seed,
     )
     if as_json:
-        _print_json(
+        print_json(
             {
                 "out": str(out),
                 "cells": embedding.shape[0],
@@ -271,24 +288,6 @@ def _whole_number(text: str) -> int:
     if not text.isdigit():
         raise typer.BadParameter(f"{text!r} is neither a whole number nor auto", param_hint="--batch-size")
     return int(text)
-
-
-def _load_options(texts: list[str] | None) -> dict[str, Any]:
-    options = dict(_option(text) for text in texts or ())
-    if own := {"revision", "adapter", "device"} & set(options):
-        raise typer.BadParameter(f"write --{min(own)} instead", param_hint="--load")
-    return options
-
-
-def _option(text: str) -> tuple[str, Any]:
-    """name=value, the value read as YAML (numbers, true, null, lists)."""
-    import yaml
-
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise typer.BadParameter(f"{text!r} is not name=value", param_hint="--option")
-    parsed = yaml.safe_load(value)
-    return name, tuple(parsed) if isinstance(parsed, list) else parsed
 
 
 @app.command()
@@ -317,9 +316,7 @@ def finetune(
     gene_column: GeneColumn = None,
     map_genes: MapGenes = False,
     values: ValuesOption = None,
-    option: Annotated[
-        list[str] | None, typer.Option("--option", "-O", help="Tokenizer option, e.g. -O context=600; repeatable.")
-    ] = None,
+    option: TokenizerOptions = None,
     load_option: LoadOptions = None,
     checkpoints: Annotated[
         Path | None, typer.Option(help="Folder for checkpoints; the same command continues an interrupted run.")
@@ -329,16 +326,15 @@ def finetune(
     revision: Revision = None,
     adapter: Adapter = None,
     seed: Annotated[int, typer.Option(help="Of the split, the order of cells and the first weights.")] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no summary.")] = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Train a model to predict a column of obs; `scfm predict` then applies it."""
     from scfm.finetuning import finetune as run
-    from scfm.loading import load
 
-    encoder = load(model, revision=revision, adapter=adapter, device=device, **_load_options(load_option))
-    if option:
-        encoder = encoder.with_options(**dict(_option(text) for text in option))
+    encoder = load_encoder(
+        model, device=device, option=option, load_option=load_option, revision=revision, adapter=adapter
+    )
     held_out: Any = list(valid_data) if valid_data else (valid or None)
     tuned = run(
         encoder,
@@ -372,7 +368,7 @@ def finetune(
         "metrics": tuned.metrics,
     }
     if as_json:
-        _print_json(summary)
+        print_json(summary)
     elif not quiet:
         share = tuned.record["trainable"]
         typer.echo(
@@ -396,7 +392,7 @@ def predict(
     values: ValuesOption = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="For models with random tokenization.")] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no summary.")] = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Predict with a fine-tuned model: one row a cell."""
@@ -419,7 +415,7 @@ def predict(
     )
     table.to_csv(out, sep="," if out.suffix == ".csv" else "\t", index_label="cell")
     if as_json:
-        _print_json({"out": str(out), "cells": len(table), "columns": list(table.columns), "model": encoder.name})
+        print_json({"out": str(out), "cells": len(table), "columns": list(table.columns), "model": encoder.name})
     elif not quiet:
         typer.echo(f"{out}: {len(table):,} cells ({encoder.name})")
 
@@ -433,7 +429,7 @@ def demo(
     from scfm.recipes.demo import run
 
     result = run(out)
-    _print_json(result) if as_json else typer.echo(str(result))
+    print_json(result) if as_json else typer.echo(str(result))
 
 
 def main() -> None:

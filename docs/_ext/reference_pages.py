@@ -41,15 +41,17 @@ API = {
         "scfm.provenance",
     ),
     "Write an adapter": ("scfm.checkpoint", "scfm.tokenizers", "scfm.nn", "scfm.hub", "scfm.testing"),
-    "Results": ("scfm.metrics",),
+    "Results": ("scfm.metrics", "scfm.results", "scfm.task", "scfm.plotting"),
     "Errors": ("scfm.errors",),
 }
 
 
 def cli_page() -> str:
     """The help of every command."""
+    from scfm.task import tasks
+
     with Page("cli") as page:
-        helps = {command: page.command(f"{command} --help".strip()) for command in COMMANDS}
+        helps = {command: page.command(f"{command} --help".strip()) for command in (*COMMANDS, *tasks())}
     parts = []
     for command, text in helps.items():
         parts.append(f"## {f'scfm {command}'.strip()}\n\n```text\n{text}\n```")
