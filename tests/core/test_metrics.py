@@ -5,7 +5,7 @@ from scipy.stats import rankdata
 from sklearn.neighbors import KNeighborsClassifier
 
 from scfm.errors import InputError
-from scfm.metrics import bootstrap_mean, foscttm, knn_labels, median_rank, pair_ranks, recall_at_k
+from scfm.metrics import bootstrap, bootstrap_mean, foscttm, knn_labels, median_rank, pair_ranks, recall_at_k
 
 
 def test_knn_votes_by_cosine_whatever_the_length_of_the_vectors():
@@ -99,3 +99,32 @@ def test_retrieval_refuses_what_is_not_paired():
     b[3, 2] = np.nan
     with pytest.raises(InputError, match="1 cells of the second view have NaN"):
         foscttm(a, b)
+
+
+def test_bootstrap_of_a_mean_is_that_of_bootstrap_mean():
+    values = np.random.default_rng(0).random(80)
+    found = bootstrap(lambda rows: float(values[rows].mean()), 80, resamples=2000, seed=1)
+    other = bootstrap_mean(values, resamples=2000, seed=2)
+    assert found.value == pytest.approx(other.value)
+    assert (found.low, found.high) == pytest.approx((other.low, other.high), abs=0.01)
+    assert found.unit == "cells"
+
+
+def test_bootstrap_of_groups_is_wider_where_groups_differ():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(8), 50)
+    values = np.repeat(rng.normal(size=8), 50) + rng.normal(size=400) * 0.1
+
+    def mean(rows):
+        return float(values[rows].mean())
+
+    cells, donors = bootstrap(mean, 400), bootstrap(mean, 400, groups=groups)
+    assert donors.unit == "groups"
+    assert donors.high - donors.low > 3 * (cells.high - cells.low)
+    assert bootstrap(mean, 400, groups=groups // 3).unit == "cells"  # 3 groups are too few
+
+
+def test_bootstrap_leaves_undefined_draws_out_and_says_when_most_are():
+    assert np.isnan(bootstrap(lambda rows: np.nan if rows[0] != 0 else 1.0, 50).low)
+    found = bootstrap(lambda rows: np.nan if rows[0] == 0 else float(rows.mean()), 50)
+    assert np.isfinite([found.low, found.high]).all()
