@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from scfm.encoder import Capability, CellEncoder, Encoded
     from scfm.finetuned import FineTuned
     from scfm.finetuning import finetune
-    from scfm.heads import Classification, MultiLabel, Regression
     from scfm.loading import LicenceWarning, load
     from scfm.multi import MultiEmbedding, embed_multi
+    from scfm.objectives import Classification, MultiLabel, Regression
     from scfm.reading import InputReport, InputWarning, check
     from scfm.registry import cards as models
 
@@ -51,13 +51,13 @@ __all__ = [
 
 _HOME = {
     "finetune": "scfm.finetuning",
-    "Regression": "scfm.heads",
-    "MultiLabel": "scfm.heads",
+    "Regression": "scfm.objectives",
+    "MultiLabel": "scfm.objectives",
     "LoRA": "scfm.adaptation",
     "Head": "scfm.adaptation",
     "Full": "scfm.adaptation",
     "FineTuned": "scfm.finetuned",
-    "Classification": "scfm.heads",
+    "Classification": "scfm.objectives",
     "Capability": "scfm.encoder",
     "CellEncoder": "scfm.encoder",
     "Encoded": "scfm.encoder",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from scfm._lazy import optional
-from scfm.encoder import Network
+from scfm.encoder import Network, Request
 from scfm.errors import CapabilityError, CheckpointError, InputError, listing
 from scfm.tokenizers.base import Batch
 
@@ -125,7 +125,15 @@ class Adapted:
     peft: dict[str, Any] | None = None
 
 
-def adapt(network: Network, method: Full | LoRA, probe: Batch, *, name: str) -> Adapted:
+def adapt(
+    network: Network,
+    method: Full | LoRA,
+    probe: Batch,
+    *,
+    name: str,
+    request: Request = Request(),
+    whole: frozenset[str] = frozenset(),
+) -> Adapted:
     """Freeze a network but for what the method trains; for `LoRA`, put its additions in.
 
     Parameters
@@ -133,26 +141,32 @@ def adapt(network: Network, method: Full | LoRA, probe: Batch, *, name: str) -> 
     network
         Is changed.
     probe
-        Some cells, to see what makes their embedding.
+        Some cells, to see what makes the outputs that the objective reads.
     name
         Of the model, for messages.
+    request
+        These outputs.
+    whole
+        Names of tensors that the objective has added: they are new, so every method trains them as they are.
     """
-    return _low_rank(network, method, probe, name) if isinstance(method, LoRA) else _own(network, method, probe, name)
+    if isinstance(method, LoRA):
+        return _low_rank(network, method, probe, name, request, whole)
+    return _own(network, method, probe, name, request)
 
 
 # Own weights
 
 
-def _own(network: Network, method: Full, probe: Batch, name: str) -> Adapted:
-    used = _used_parameters(network, probe)
+def _own(network: Network, method: Full, probe: Batch, name: str, request: Request) -> Adapted:
+    used = _used_parameters(network, probe, request)
     if not used:
         raise CapabilityError(f"no weight of {name} can be trained.", "Pass method='head'.")
-    layers = layers_of(network, probe)
+    layers = layers_of(network, probe, request)
     if method.frozen_layers and not layers:
         raise CapabilityError(f"{name} has no stack of layers to freeze.", "Pass frozen_layers=0.")
     if not 0 <= method.frozen_layers <= len(layers):
         raise InputError(f"frozen_layers={method.frozen_layers}; {name} has {len(layers)} layers.")
-    heights = _heights(network, layers, probe)
+    heights = _heights(network, layers, probe, request)
     rates = {}
     for parameter in used:
         height = heights.get(parameter.rpartition(".")[0], 0)  # 0 below the layers, 1 the first, len + 1 above
@@ -173,8 +187,8 @@ def _own(network: Network, method: Full, probe: Batch, name: str) -> Adapted:
     return Adapted(rates, still)
 
 
-def _used_parameters(network: Network, probe: Batch) -> list[str]:
-    """Names of the floating-point parameters that the embedding of a cell depends on."""
+def _used_parameters(network: Network, probe: Batch, request: Request) -> list[str]:
+    """Names of the floating-point parameters that the outputs depend on."""
     parameters = {key: p for key, p in network.named_parameters() if p.is_floating_point()}
     before = {key: p.requires_grad for key, p in parameters.items()}
     for parameter in parameters.values():
@@ -182,22 +196,24 @@ def _used_parameters(network: Network, probe: Batch) -> list[str]:
     try:
         network.eval()
         with torch.enable_grad():
-            cells = network(probe).cells
-            if cells is None or not cells.requires_grad:
+            found = network(probe, request)
+            read = {"cells": found.cells, "tokens": found.tokens, **found.heads}
+            sums = [x.sum() for name in request.outputs if (x := read.get(name)) is not None and x.requires_grad]
+            if not sums:
                 return []
-            gradients = torch.autograd.grad(cells.sum(), list(parameters.values()), allow_unused=True)
+            gradients = torch.autograd.grad(torch.stack(sums).sum(), list(parameters.values()), allow_unused=True)
     finally:
         for key, parameter in parameters.items():
             parameter.requires_grad_(before[key])
     return [key for key, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
 
 
-def layers_of(network: Network, probe: Batch) -> list[str]:
-    """Names of the layers that the embedding goes through, first to last; empty where the network is no stack of `depth` layers.
+def layers_of(network: Network, probe: Batch, request: Request = Request()) -> list[str]:
+    """Names of the layers that the outputs go through, first to last; empty where the network is no stack of `depth` layers.
 
     They are the members of the largest `ModuleList` of `depth` members, or of all lists that together have so many.
     """
-    order = _calls(network, probe)
+    order = _calls(network, probe, request)
     lists: dict[str, list[str]] = {}
     for name, module in network.named_modules():
         if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{outer}.") for outer in lists):
@@ -215,8 +231,8 @@ def layers_of(network: Network, probe: Batch) -> list[str]:
     return joined if len(joined) == network.depth else []
 
 
-def _calls(network: Network, probe: Batch) -> dict[str, int]:
-    """Name of each module that is called for an embedding -> its place in the order of first calls."""
+def _calls(network: Network, probe: Batch, request: Request) -> dict[str, int]:
+    """Name of each module that is called for the outputs -> its place in the order of first calls."""
     order: dict[str, int] = {}
 
     def note(name: str) -> Any:
@@ -229,16 +245,16 @@ def _calls(network: Network, probe: Batch) -> dict[str, int]:
     try:
         network.eval()
         with torch.no_grad():
-            network(probe)
+            network(probe, request)
     finally:
         for handle in handles:
             handle.remove()
     return order
 
 
-def _heights(network: Network, layers: list[str], probe: Batch) -> dict[str, int]:
+def _heights(network: Network, layers: list[str], probe: Batch, request: Request) -> dict[str, int]:
     """Module's name -> 0 if it is called before the first layer (or holds other modules), its layer's number from 1, or above all."""
-    order = _calls(network, probe)
+    order = _calls(network, probe, request)
     last = max((order[key] for key in layers), default=-1)
     heights = {}
     for name, module in network.named_modules():
@@ -253,12 +269,17 @@ def _heights(network: Network, layers: list[str], probe: Batch) -> dict[str, int
 # Low-rank additions
 
 
-def _low_rank(network: Network, method: LoRA, probe: Batch, name: str) -> Adapted:
-    called = _calls(network, probe)
+def _low_rank(
+    network: Network, method: LoRA, probe: Batch, name: str, request: Request, whole: frozenset[str]
+) -> Adapted:
+    called = _calls(network, probe, request)
     linears = [
         key
         for key, module in network.named_modules()
-        if type(module) is nn.Linear and key in called and min(module.in_features, module.out_features) > method.rank
+        if type(module) is nn.Linear
+        and key in called
+        and f"{key}.weight" not in whole
+        and min(module.in_features, module.out_features) > method.rank
     ]
     try:
         chosen = [key for key in linears if method.targets is None or re.fullmatch(method.targets, key)]
@@ -282,8 +303,15 @@ def _low_rank(network: Network, method: LoRA, probe: Batch, name: str) -> Adapte
         "target_modules": "|".join(map(re.escape, chosen)),  # peft takes list entries for endings of names
     }
     inject(network, settings)
+    for key, parameter in network.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad or key in whole)
     trained = {key: 1.0 for key, parameter in network.named_parameters() if parameter.requires_grad}
-    still = tuple(module for module in network.modules() if isinstance(module, BATCH_NORMS) or _has_domains(module))
+    still = tuple(
+        module
+        for key, module in network.named_modules()
+        if (isinstance(module, BATCH_NORMS) or _has_domains(module))
+        and not any(tensor.startswith(f"{key}.") for tensor in whole)
+    )
     return Adapted(trained, still, settings)
 
 

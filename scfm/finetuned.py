@@ -27,8 +27,8 @@ from scfm.checkpoint import FINETUNED, Checkpoint
 from scfm.encoder import CellEncoder, Encoded, Network, Request
 from scfm.errors import CapabilityError, CheckpointError, ScfmError, listing
 from scfm.genes import Vocabulary
-from scfm.heads import PredictionHead, Target, target_from
 from scfm.inference import check_run, encode
+from scfm.objectives import Target, target_from
 from scfm.provenance import plain
 from scfm.reading import InputWarning, read
 from scfm.splits import Split
@@ -57,13 +57,14 @@ def fingerprint_of(network: torch.nn.Module) -> str:
 
 
 class FineTunedNetwork(Network):
-    """A network with the further output "prediction": the head's (b, outputs) for the embedding."""
+    """A network with the further output "prediction": the target's answer (b, outputs), where it has one."""
 
-    def __init__(self, base: Network, head: PredictionHead) -> None:
+    def __init__(self, base: Network, head: torch.nn.Module, target: Target) -> None:
         super().__init__()
         self.base, self.head = base, head
+        self._target = target
         self.dim, self.depth, self.token_cost = base.dim, base.depth, base.token_cost
-        self.heads = base.heads | {PREDICTION}
+        self.heads = base.heads | ({PREDICTION} if target.predicts else set())
 
     def width(self, request: Request) -> int:
         """That of the network inside."""
@@ -73,16 +74,13 @@ class FineTunedNetwork(Network):
         """What `request` asks for."""
         if not request.wants(PREDICTION):
             return self.base(batch, request)
-        rest = request.outputs - {PREDICTION}
-        plain_request = request.pooling is None and request.hidden_layer is None
-        if plain_request:
-            out = self.base(batch, replace(request, outputs=rest | {"cells"}))
-            cells = out.cells
-        else:  # the head was trained on the authors' embedding
+        rest, needed = request.outputs - {PREDICTION}, self._target.request(self.base)
+        if request.pooling is None and request.hidden_layer is None:
+            out = answered = self.base(batch, replace(request, outputs=rest | needed.outputs))
+        else:  # the head was trained on the authors' outputs
             out = self.base(batch, replace(request, outputs=rest)) if rest else Encoded()
-            cells = self.base(batch).cells
-        assert cells is not None
-        out.heads[PREDICTION] = self.head(cells)
+            answered = self.base(batch, needed)
+        out.heads[PREDICTION] = self._target.answer(self.head, answered, batch)
         return out
 
 
@@ -119,7 +117,7 @@ class FineTuned(CellEncoder):
         card = base.card.model_copy(
             update={
                 "name": f"{base.card.name}/{kind}",
-                "title": f"{base.card.title}, fine-tuned for {listing(target.columns)}",
+                "title": f"{base.card.title}, fine-tuned for {listing(target.columns) or target.kind}",
                 "default": False,
                 "aliases": (),
                 "parity": None,
@@ -168,10 +166,20 @@ class FineTuned(CellEncoder):
             One row a cell, in order, indexed by `obs_names`. Classification: `label` (categorical), its `probability`, and `p_<class>`
             for each class. Regression: `value`, in the unit of the column. Several labels: `p_<label>` for each. NaN for cells without an
             expressed gene that the model knows.
+
+        Raises
+        ------
+        CapabilityError
+            The objective has no answer for cells, e.g. masked expression.
         """
         import pandas as pd
 
         request = Request(frozenset({PREDICTION}))
+        if not self.target.predicts:
+            raise CapabilityError(
+                f"{self.name} was fine-tuned for {self.target.kind}, which predicts nothing.",
+                "Use embed(), or fine-tune for a column of obs: scfm.finetune(encoder, adata, 'cell_type').",
+            )
         check_run(self, request, batch_size, precision)
         reading = read(self, data, layer=layer, gene_column=gene_column, map_genes=map_genes, values=values)
         index = pd.Index([str(name) for part in reading.parts for name in part.source.obs.index], dtype=object)
@@ -248,7 +256,7 @@ class FineTuned(CellEncoder):
             config, tensors = peft_files(self.network.base)
             save_file(tensors, folder / PEFT_WEIGHTS)
             _write(folder / PEFT_CONFIG, config)
-        elif self.record["changed"]:
+        if self.record["changed"]:
             state = self.network.base.state_dict()
             save_file(_tensors({name: state[name] for name in self.record["changed"]}), folder / WEIGHTS)
         base = {**self.record["base"], "origin": _absolute(self.record["base"]["origin"])}
@@ -272,7 +280,7 @@ class FineTuned(CellEncoder):
             f"- base: {self.base.card.name}, tensors sha256 `{self.record['base']['tensors']}`",
             f"- licence of the base's weights: {self.base.card.weights_licence}; it may bind this folder too",
             f"- method: {self.record['method']}",
-            f"- predicts: {self.target.kind} of {listing(self.target.columns)}",
+            f"- objective: {self.target.kind}" + (f" of {listing(self.target.columns)}" if self.target.columns else ""),
             f"- trained: {share['parameters']:,} of {share['of']:,} parameters ({share['share']:.2%})",
             f"- cells: {len(self.split.train):,} trained on, {len(self.split.valid):,} held out, "
             + (f"whole values of obs[{self.split.groups!r}]" if self.split.groups else "no groups"),
@@ -295,12 +303,10 @@ class FineTuned(CellEncoder):
         tensors = record.pop("tensors")
         base = _base(record["base"], checkpoint.options.get("base"))
         settings = {key: tuple(v) if isinstance(v, list) else v for key, v in record["tokenizer"].items()}
-        base = copy(base.with_options(**settings))
-        base.network = deepcopy(base.network)
         target = target_from(record["objective"])
-        head = PredictionHead(base.dim, target.outputs, dropout=record["settings"]["head_dropout"]).requires_grad_(
-            False
-        )
+        base = copy(target.ready(base).with_options(**settings))
+        base.network = deepcopy(base.network)
+        head = target.head(base, record["settings"]["head_dropout"]).requires_grad_(False)
         try:
             head.load_state_dict(_stored(checkpoint, HEAD))
         except RuntimeError as error:
@@ -311,7 +317,7 @@ class FineTuned(CellEncoder):
             inject(base.network, record["peft"])
             read_peft(base.network, _stored(checkpoint, PEFT_WEIGHTS))
             base.network.requires_grad_(False)
-        elif record["changed"]:
+        if record["changed"]:
             stored = _stored(checkpoint, WEIGHTS)
             if set(stored) != set(record["changed"]):
                 raise CheckpointError(
@@ -321,7 +327,7 @@ class FineTuned(CellEncoder):
         split = checkpoint.json(SPLITS)
         found = cls(
             base=base,
-            network=FineTunedNetwork(base.network, head.to(base.device)),
+            network=FineTunedNetwork(base.network, head.to(base.device), target),
             target=target,
             record=record,
             split=Split(tuple(split["train"]), tuple(split["valid"]), split["groups"]),

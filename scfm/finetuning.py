@@ -1,62 +1,44 @@
-"""`scfm.finetune`: train any encoder for a question about cells. The same call for every model; nothing here knows one."""
+"""`scfm.finetune`: train any encoder, for any objective, by any method. The same call for every model; nothing here knows one.
+
+The objective says what is read, what the loss is and what is trained along (`scfm.objectives`, which says how one is added), the method
+which weights of the network are trained (`scfm.adaptation`); `scfm.training` runs it.
+"""
 
 from __future__ import annotations
 
 import tempfile
-import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from copy import copy, deepcopy
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from scfm.adaptation import Adapted, Head, LoRA, Method, adapt, method_of
 from scfm.cells import Data, Values
 from scfm.encoder import CellEncoder
-from scfm.errors import InputError, listing
+from scfm.errors import CapabilityError, InputError, listing
+from scfm.examples import Cells, Labelled, embeddings, spread
 from scfm.finetuned import FineTuned, FineTunedNetwork, fingerprint_of
-from scfm.heads import ClassTarget, Objective, PredictionHead, Target, objective_of
-from scfm.inference import evaluating, progress_bar
+from scfm.inference import progress_bar
+from scfm.labelled import Sides, digest, divide, read_labelled
+from scfm.objectives import Objective, Target
 from scfm.provenance import versions
-from scfm.reading import InputWarning, Reading, read, tokenized
-from scfm.splits import Split, hold_out
+from scfm.runs import claim, guest, on_first, processes
+from scfm.splits import Split
 from scfm.tokenizers.base import Batch, Tokens
-from scfm.training import Cells, Settings, TrainingModel, claim, guest
+from scfm.training import Settings, TrainingModel
 from scfm.training import train as run
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 __all__ = ["finetune"]
 
 PROBE_CELLS = 16
-"""Cells on which is seen what makes an embedding."""
-SAMPLE_CELLS = 1024
-"""Cells whose embeddings set the head's mean and scale."""
+"""Cells on which is seen what makes the outputs that an objective reads."""
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
-
-
-@dataclass(frozen=True)
-class _Labelled:
-    """Cells with names, obs and tokens, in the order of the data; empty ones are left out."""
-
-    names: np.ndarray
-    obs: pd.DataFrame
-    tokens: Tokens
-    groups: list[np.ndarray] | None
-
-    def select(self, rows: np.ndarray) -> _Labelled:
-        groups = None
-        if self.groups is not None:
-            place = np.full(len(self.names), -1)
-            place[rows] = np.arange(len(rows))
-            groups = [place[group] for group in self.groups if (place[group] >= 0).all()]
-        return _Labelled(self.names[rows], self.obs.iloc[rows], self.tokens.select(rows), groups)
 
 
 def finetune(
@@ -77,6 +59,7 @@ def finetune(
     accumulate: int = 1,
     balanced: bool = False,
     patience: int | None = 3,
+    metric: str | None = None,
     head_dropout: float = 0.0,
     precision: Literal["float32", "bfloat16", "float16"] = "float32",
     layer: str | None = None,
@@ -88,7 +71,7 @@ def finetune(
     progress: bool | None = None,
     seed: int = 0,
 ) -> FineTuned:
-    """Train an encoder to predict a column of `obs`. The encoder itself is not changed.
+    """Train an encoder to predict a column of `obs`, or for another objective. The encoder itself is not changed.
 
     Parameters
     ----------
@@ -97,7 +80,8 @@ def finetune(
     train
         Labelled cells: AnnData, path of an `.h5ad` or `.zarr`, or a list of these. Their tokens are held in memory.
     objective
-        Column of `obs` (numbers: regression; anything else: classification), or `Classification`, `Regression` or `MultiLabel`.
+        Column of `obs` (numbers: regression; anything else: classification), or an objective of `scfm.objectives`: `Classification`,
+        `Regression`, `MultiLabel`, ...
     method
         "head", "full" or "lora", or `Head()`, `Full(...)`, `LoRA(...)` with settings.
     valid
@@ -108,7 +92,7 @@ def finetune(
     epochs
         Passes over the training cells, at most.
     batch_size
-        Cells in a step; where cells see each other, a step is a group.
+        Cells in a step of one process; where cells see each other, a step is a group.
     learning_rate
         Highest rate; None is 1e-2 for "head", 1e-3 for "lora", 1e-4 for "full".
     schedule, warmup
@@ -123,6 +107,8 @@ def finetune(
         Draw cells with replacement so that all classes are as frequent.
     patience
         Stop after so many epochs without a better held-out score; None never does.
+    metric
+        Held-out score that decides which epoch is best, e.g. "macro_f1", "accuracy" or "loss"; None is the objective's first.
     head_dropout
         Dropout in front of the head's Linear.
     precision
@@ -164,6 +150,7 @@ def finetune(
         accumulate=accumulate,
         balanced=balanced,
         patience=patience,
+        metric=metric or "",
         precision=precision,
         seed=seed,
     )
@@ -175,73 +162,30 @@ def finetune(
         )
     with ExitStack() as stack:
         stack.enter_context(guest(encoder.device, seed))
-        columns = [groups] if groups is not None else []
-        cells = _read(encoder, train, reading, objective, columns, seed)
-        target, cells, held_out = _split(encoder, cells, valid, objective, groups, reading, seed)
-        if balanced and not isinstance(target, ClassTarget):
-            raise InputError(f"balanced=True is for classification; the objective is {target.kind}.")
-        split = Split(tuple(cells.names), () if held_out is None else tuple(held_out.names), groups)
-
-        record = {
-            "base": {"name": encoder.name, "tensors": fingerprint_of(encoder.network)},
-            "tokenizer": encoder.tokenizer.settings(),
-            "method": {"kind": how.kind, **asdict(how)},
-            "objective": target.record(),
-            "settings": {**asdict(settings), "head_dropout": head_dropout},
-            "data": _digest(cells, target) + ("" if held_out is None else _digest(held_out, target)),
-            "versions": versions(),
-        }
-        if checkpoints is None:
-            folder, last = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="scfm-finetune-"))), None
-        else:
-            folder = Path(checkpoints)
-            last = claim(folder, record, resume=resume)
-
-        base = copy(encoder)
-        base.network = deepcopy(encoder.network)
-        head = PredictionHead(encoder.dim, target.outputs, dropout=head_dropout).to(encoder.device)
-        adapted, inputs, held_inputs = _prepare(base, how, head, cells, held_out)
-        before = {name: tensor.clone() for name, tensor in base.network.named_buffers()}
-        model = TrainingModel(None if isinstance(how, Head) else base.network, head, target, adapted.frozen)
-        training = Cells(inputs, target.encode(cells.obs), cells.groups if isinstance(inputs, Tokens) else None)
-        watching = None
-        if held_out is not None and held_inputs is not None:
-            shared = held_out.groups if isinstance(held_inputs, Tokens) else None
-            watching = Cells(held_inputs, target.encode(held_out.obs), shared)
-        advance = stack.enter_context(progress_bar(epochs * len(training), progress, f"{encoder.name}: {how.kind}"))
+        also = [groups] if groups is not None else []
+        keep = getattr(objective, "reads_matrix", False)
+        cells = read_labelled(encoder, train, reading, objective, also=also, keep=keep, seed=seed)
+        sides = divide(encoder, cells, valid, objective, reading, groups=groups, seed=seed)
+        settings = _fitting(settings, sides.target, how)
+        record = _record(encoder, how, sides, settings, head_dropout)
+        folder, last = _folder(stack, checkpoints, record, encoder.device, resume)
+        parts = _Parts.made(encoder, how, sides, head_dropout, seed)
+        shown = progress if processes()[0] == 0 else False
+        title = f"{encoder.name}: {how.kind}"
+        advance = stack.enter_context(progress_bar(epochs * len(parts.training), shown, title))
         history = run(
-            model,
-            training,
-            watching,
-            target,
+            parts.model,
+            parts.training,
+            parts.held_out,
+            sides.target,
             settings,
-            rates=adapted.rates,
+            rates=parts.adapted.rates,
             device=encoder.device,
             folder=folder,
             last=last,
             advance=advance,
         )
-    moved = [name for name, tensor in base.network.named_buffers() if not torch.equal(tensor, before[name])]
-    changed = () if isinstance(how, LoRA) else (*adapted.rates, *moved)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    parameters = [*base.network.parameters(), *head.parameters()]
-    whole = sum(p.numel() for p in parameters)
-    for parameter in parameters:
-        parameter.grad = None
-        parameter.requires_grad_(False)  # as after loading: torch chooses other kernels for weights that are trained
-    return FineTuned(
-        base=base,
-        network=FineTunedNetwork(base.network, head),
-        target=target,
-        record={
-            **record,
-            "peft": adapted.peft,
-            "changed": list(changed),
-            "trainable": {"parameters": trained, "of": whole, "share": trained / whole},
-        },
-        split=split,
-        history=history,
-    )
+    return parts.finished(sides, record, history, groups)
 
 
 def _check(s: Settings, encoder: CellEncoder) -> None:
@@ -265,190 +209,152 @@ def _check(s: Settings, encoder: CellEncoder) -> None:
         )
 
 
-def _obs(reading: Reading, columns: Sequence[str]) -> pd.DataFrame:
-    """The columns needed, of all parts."""
-    import pandas as pd
+def _fitting(settings: Settings, target: Target, how: Method) -> Settings:
+    """The settings with the deciding score; what the objective cannot use is refused."""
+    from dataclasses import replace
 
-    tables = []
-    for part in reading.parts:
-        part.source.require_obs(columns, "Name columns that all data have.")
-        tables.append(part.source.obs[list(columns)])
-    return tables[0] if len(tables) == 1 else pd.concat(tables)
+    if settings.balanced and not target.strata:
+        raise InputError(f"balanced=True is for classification; the objective is {target.kind}.")
+    if target.needs_network and isinstance(how, Head):
+        raise CapabilityError(
+            f"method='head' leaves the network as it is, and {target.kind} is about changing it.",
+            "Pass method='lora' or 'full'.",
+        )
+    metric = settings.metric or next(iter(target.metrics))
+    if metric not in target.metrics:
+        raise InputError(
+            f"metric={metric!r} is no score of {target.kind}.", f"Pass one of {listing(sorted(target.metrics))}."
+        )
+    return replace(settings, metric=metric)
 
 
-def _read(
-    encoder: CellEncoder,
-    data: Data,
-    reading: dict[str, Any],
-    objective: str | Objective | Target,
-    more: Sequence[str],
-    seed: int,
-) -> _Labelled:
-    """Tokens and labels of all cells that express a gene the model knows."""
-    wanted = (objective,) if isinstance(objective, str) else getattr(objective, "columns", None)
-    if wanted is None:
-        objective_of(objective, None)  # type: ignore[arg-type]  # raises
-    with closing(read(encoder, data, **reading)) as opened:
-        obs = _obs(opened, list(dict.fromkeys([*(wanted or ()), *more])))
-        if opened.n_cells == 0:
-            raise InputError("the data have no cells.", "Pass labelled cells.")
-        names = obs.index.astype(str).to_numpy()
-        if obs.index.has_duplicates:
-            raise InputError(
-                f"{int(obs.index.duplicated().sum()):,} obs_names are repeated; a split is a list of names.",
-                "Call adata.obs_names_make_unique(); for several data sets, prefix the names.",
-            )
-        objective_ready = objective if not isinstance(objective, str) else objective_of(objective, obs)
-        if isinstance(objective_ready, Target):
-            objective_ready.encode(obs)
+def _record(encoder: CellEncoder, how: Method, sides: Sides, settings: Settings, head_dropout: float) -> dict[str, Any]:
+    """All that decides a run."""
+    return {
+        "base": {"name": encoder.name, "tensors": fingerprint_of(encoder.network)},
+        "tokenizer": encoder.tokenizer.settings(),
+        "method": {"kind": how.kind, **asdict(how)},
+        "objective": sides.target.record(),
+        "settings": {**asdict(settings), "head_dropout": head_dropout},
+        "data": digest(sides.training, sides.target)
+        + ("" if sides.held_out is None else digest(sides.held_out, sides.target)),
+        "versions": versions(),
+    }
+
+
+def _folder(
+    stack: ExitStack,
+    checkpoints: str | PathLike[str] | None,
+    record: dict[str, Any],
+    device: torch.device,
+    resume: bool,
+) -> tuple[Path, Path | None]:
+    """Where the run keeps its checkpoints, and the one it continues from."""
+    if checkpoints is not None:
+        folder = Path(checkpoints)
+        return folder, on_first(device, lambda: claim(folder, record, resume=resume))
+
+    def temporary() -> Path:
+        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="scfm-finetune-")))
+
+    return on_first(device, temporary), None
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a run works on: a copy of the encoder made ready for objective and method, a head, and the two data sets.
+
+    Parameters
+    ----------
+    base
+        The copy.
+    fresh
+        Names of tensors that the objective has added to it.
+    buffers
+        Its buffers before training.
+    """
+
+    base: CellEncoder
+    head: nn.Module
+    how: Method
+    adapted: Adapted
+    fresh: frozenset[str]
+    buffers: dict[str, Tensor]
+    model: TrainingModel
+    training: Cells
+    held_out: Cells | None
+
+    @classmethod
+    def made(cls, encoder: CellEncoder, how: Method, sides: Sides, head_dropout: float, seed: int) -> _Parts:
+        target = sides.target
+        base = copy(target.ready(encoder))
+        base.network = deepcopy(base.network)
+        own = encoder.network.state_dict()
+        fresh = frozenset(
+            key for key, x in base.network.state_dict().items() if key not in own or own[key].shape != x.shape
+        )
+        head = target.head(base, head_dropout).to(base.device)
+        target.start(head, lambda: embeddings(base, spread(sides.training)))
+        both = [sides.training, sides.held_out]
+        inputs: list[Tokens | np.ndarray | None]
+        if isinstance(how, Head):
+            for parameter in base.network.parameters():
+                parameter.requires_grad_(False)
+            adapted = Adapted({})
+            inputs = [None if side is None else embeddings(base, side) for side in both]
         else:
-            objective_ready.target(obs)  # labels are refused before the cells are read
-        blocks = list(tokenized(encoder, opened, seed))
-    at = np.concatenate([block.cells for block in blocks])
-    tokens = Tokens.joined([block.tokens for block in blocks]).select(np.argsort(at))
-    groups = [block.cells for block in blocks] if encoder.tokenizer.grouped else None
-    labelled = _Labelled(names, obs, tokens, groups)
-    expressed = tokens.expressed > 0
-    if not expressed.all() and groups is None:
-        warnings.warn(
-            f"{int((~expressed).sum()):,} of {len(names):,} cells have no expressed gene that {encoder.name} knows; they are not used.",
-            InputWarning,
-            stacklevel=4,
-        )
-        labelled = labelled.select(np.flatnonzero(expressed))
-    return labelled
-
-
-def _split(
-    encoder: CellEncoder,
-    cells: _Labelled,
-    valid: Data | float | None,
-    objective: str | Objective,
-    groups: str | None,
-    reading: dict[str, Any],
-    seed: int,
-) -> tuple[Target, _Labelled, _Labelled | None]:
-    """The target on the training cells, those, and the held-out ones."""
-    goal = objective_of(objective, cells.obs)
-    if valid is None or (isinstance(valid, bool) and not valid):
-        return goal.target(cells.obs), cells, None
-    if isinstance(valid, int | float):
-        by = None if groups is None else cells.obs[groups]
-        strata = goal.target(cells.obs)
-        labels = strata.encode(cells.obs) if isinstance(strata, ClassTarget) else None
-        if cells.groups is not None:
-            by = _computing_groups(cells, by, encoder.name)
-        train_rows, valid_rows = hold_out(len(cells.names), share=float(valid), groups=by, strata=labels, seed=seed)
-        training, held_out = cells.select(train_rows), cells.select(valid_rows)
-        target = goal.target(training.obs)
-    else:
-        training = cells
-        target = goal.target(training.obs)
-        held_out = _read(encoder, valid, reading, target, [groups] if groups is not None else [], seed)
-        if both := sorted(set(training.names) & set(held_out.names)):
-            raise InputError(
-                f"{len(both):,} cells are in train and in valid: {listing(both)}.", "Remove them from one of the two."
+            adapted = adapt(
+                base.network,
+                how,
+                _probe(base, sides.training),
+                name=base.name,
+                request=target.request(base.network),
+                whole=fresh,
             )
-        if groups is not None:
-            here, there = (set(c.obs[groups].dropna().astype(str)) for c in (training, held_out))
-            if both := sorted(here & there):
-                raise InputError(
-                    f"obs[{groups!r}] has the same values in train and valid: {listing(both)}.",
-                    "Keep each on one side, or pass groups=None.",
-                )
-    if isinstance(target, ClassTarget):
-        held_out = _known(held_out, target)
-    return target, training, held_out
-
-
-def _known(held_out: _Labelled, target: ClassTarget) -> _Labelled:
-    """Held-out cells of classes that are trained; the others cannot be judged, which is told."""
-    known = target.encode(held_out.obs) >= 0
-    if known.all():
-        return held_out
-    names = sorted(set(held_out.obs[target.column].astype(str)[~known]))
-    warnings.warn(
-        f"{int((~known).sum()):,} held-out cells are of classes without training cells, {listing(names)}; they are not scored.",
-        InputWarning,
-        stacklevel=5,
-    )
-    if not known.any() or held_out.groups is not None:
-        raise InputError(
-            f"held-out cells are of classes without training cells: {listing(names)}.",
-            "Remove these classes, or pass other held-out data as valid=.",
+            inputs = [None if side is None else side.tokens for side in both]
+        training, held_out = (
+            None if side is None or read is None else target.examples(base, side, read, seed=seed)
+            for side, read in zip(both, inputs, strict=True)
         )
-    return held_out.select(np.flatnonzero(known))
+        assert training is not None
+        buffers = {name: tensor.clone() for name, tensor in base.network.named_buffers()}
+        model = TrainingModel(None if isinstance(how, Head) else base.network, head, target, adapted.frozen)
+        return cls(base, head, how, adapted, fresh, buffers, model, training, held_out)
 
-
-def _computing_groups(cells: _Labelled, by: pd.Series | None, name: str) -> pd.Series:
-    """Where cells see each other, the groups that are computed together stay whole."""
-    import pandas as pd
-
-    assert cells.groups is not None
-    number = np.empty(len(cells.names), dtype=np.int64)
-    for i, rows in enumerate(cells.groups):
-        number[rows] = i
-    if by is None:
-        return pd.Series(number, index=cells.obs.index, name="group computed together")
-    if any(by.iloc[rows].nunique(dropna=False) > 1 for rows in cells.groups):
-        raise InputError(
-            f"cells of several obs[{by.name!r}] are computed together by {name}, which would show held-out cells to training ones.",
-            f"Pass encoder.with_options(group_key={str(by.name)!r}).",
+    def finished(
+        self, sides: Sides, record: dict[str, Any], history: list[dict[str, Any]], groups: str | None
+    ) -> FineTuned:
+        """The trained encoder."""
+        network = self.base.network
+        moved = {name for name, tensor in network.named_buffers() if not torch.equal(tensor, self.buffers[name])}
+        own = set() if isinstance(self.how, LoRA) else set(self.adapted.rates)
+        parameters = [*network.parameters(), *self.head.parameters()]
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        whole = sum(p.numel() for p in parameters)
+        for parameter in parameters:
+            parameter.grad = None
+            parameter.requires_grad_(
+                False
+            )  # as after loading: torch chooses other kernels for weights that are trained
+        names = [name for name in network.state_dict() if name in own | moved | self.fresh]
+        held_out = () if sides.held_out is None else tuple(sides.held_out.names)
+        return FineTuned(
+            base=self.base,
+            network=FineTunedNetwork(network, self.head, sides.target),
+            target=sides.target,
+            record={
+                **record,
+                "peft": self.adapted.peft,
+                "changed": names,
+                "trainable": {"parameters": trained, "of": whole, "share": trained / whole},
+            },
+            split=Split(tuple(sides.training.names), held_out, groups),
+            history=history,
         )
-    return by
 
 
-def _prepare(
-    base: CellEncoder, how: Method, head: PredictionHead, cells: _Labelled, held_out: _Labelled | None
-) -> tuple[Adapted, Tokens | np.ndarray, Tokens | np.ndarray | None]:
-    """The network made ready for the method, the head for its embeddings, and what each of the two sides is read as."""
-    if isinstance(how, Head):
-        for parameter in base.network.parameters():
-            parameter.requires_grad_(False)
-        inputs = _embeddings(base, cells)
-        head.standardise(inputs)
-        return Adapted({}), inputs, None if held_out is None else _embeddings(base, held_out)
-    if cells.groups is None:
-        rows = np.unique(np.linspace(0, len(cells.names) - 1, SAMPLE_CELLS).astype(np.int64))
-        head.standardise(_embeddings(base, cells.select(rows)))
-    else:
-        head.standardise(_embeddings(base, cells))
-    adapted = adapt(base.network, how, _probe(base, cells), name=base.name)
-    return adapted, cells.tokens, None if held_out is None else held_out.tokens
-
-
-def _probe(base: CellEncoder, cells: _Labelled) -> Batch:
-    if cells.groups is not None:
-        rows = cells.groups[0]
-    else:
-        rows = np.unique(np.linspace(0, len(cells.names) - 1, PROBE_CELLS).astype(np.int64))
-    return cells.tokens.collate(rows).to(base.device)
-
-
-def _embeddings(base: CellEncoder, cells: _Labelled) -> np.ndarray:
-    """(n_cells, dim) float32, cells of similar length together."""
-    out = np.empty((len(cells.names), base.network.dim), dtype=np.float32)
-    order = np.argsort(-cells.tokens.lengths, kind="stable")
-    plan = cells.groups if cells.groups is not None else [order[at : at + 16] for at in range(0, len(order), 16)]
-    with evaluating(base.network), torch.inference_mode():
-        for rows in plan:
-            encoded = base.network(cells.tokens.collate(rows).to(base.device)).cells
-            assert encoded is not None
-            out[rows] = encoded.float().cpu().numpy()
-    return out
-
-
-def _digest(cells: _Labelled, target: Target) -> str:
-    """Hash of names, labels and tokens: another input does not continue a run."""
-    import hashlib
-
-    sha = hashlib.sha256("\n".join(cells.names).encode())
-    arrays = [
-        target.encode(cells.obs),
-        cells.tokens.offsets,
-        *cells.tokens.fields.values(),
-        *cells.tokens.cells.values(),
-    ]
-    for array in arrays:
-        sha.update(np.ascontiguousarray(array).tobytes())
-    return sha.hexdigest()
+def _probe(base: CellEncoder, cells: Labelled) -> Batch:
+    """Some cells."""
+    rows = cells.groups[0] if cells.groups is not None else np.arange(len(cells))
+    some = rows if cells.groups is not None else np.unique(np.linspace(0, len(rows) - 1, PROBE_CELLS).astype(np.int64))
+    return cells.tokens.collate(some).to(base.device)

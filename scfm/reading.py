@@ -128,12 +128,17 @@ class TokenBlock:
     cells: np.ndarray
     """Their positions in the data (n,) int64."""
     tokens: Tokens
+    block: Block | None = None
+    """What the tokens were made of, where it was asked for."""
 
 
-def tokenized(encoder: CellEncoder, reading: Reading, seed: int, *, skip: int = 0) -> Iterator[TokenBlock]:
+def tokenized(
+    encoder: CellEncoder, reading: Reading, seed: int, *, skip: int = 0, keep: bool = False
+) -> Iterator[TokenBlock]:
     """Tokens of all cells, block by block, without the first `skip` cells of the blocks; values are checked as they pass.
 
     Blocks are consecutive cells in order; where cells see each other, they are the groups, and memory grows with the largest.
+    With `keep` each comes with the values it was made of.
     """
     tokenize = encoder.tokenizer.stream(seed)
     seen = 0
@@ -147,9 +152,10 @@ def tokenized(encoder: CellEncoder, reading: Reading, seed: int, *, skip: int = 
             matrix = part.source.take(rows)
             check_values(matrix, reading.values, part.source, rows, encoder.name)
             obs = part.source.obs[list(reading.obs_columns)].iloc[rows]
-            tokens = tokenize(Block(part.alignment.columns(matrix), part.alignment, obs))
+            block = Block(part.alignment.columns(matrix), part.alignment, obs)
+            tokens = tokenize(block)
             if not done:
-                yield TokenBlock(cells, tokens)
+                yield TokenBlock(cells, tokens, block if keep else None)
 
 
 _EQUAL_FEATURES = {

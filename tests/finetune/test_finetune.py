@@ -158,7 +158,7 @@ def test_held_out_data_of_the_same_donor_are_refused(encoder, cells):
 
 def test_best_weights_are_those_of_the_best_epoch(encoder, cells, monkeypatch):
     """The held-out score says that the second epoch is best: weights are those of a run whose last epoch that is."""
-    import scfm.heads
+    import scfm.objectives.labels
 
     worth = {}
 
@@ -167,7 +167,7 @@ def test_best_weights_are_those_of_the_best_epoch(encoder, cells, monkeypatch):
         worth["n"] += 1
         return {"accuracy": 0.0, "macro_f1": {1: 0.1, 2: 0.9, 3: 0.3, 4: 0.2}[worth["n"]]}
 
-    monkeypatch.setattr(scfm.heads.ClassTarget, "scores", scores)
+    monkeypatch.setattr(scfm.objectives.labels.ClassTarget, "scores", scores)
     run = {**QUICK, "method": "head", "schedule": "constant", "warmup": 0.0}
     best = scfm.finetune(encoder, cells, "cell_type", epochs=4, **run)
     assert [epoch["best"] for epoch in best.history] == [False, True, False, False]
@@ -233,8 +233,9 @@ def test_accumulated_balanced_bfloat16_training_runs(encoder, cells):
 
 
 def test_padding_does_not_change_the_loss(encoder, cells):
+    from scfm.examples import Cells
     from scfm.heads import PredictionHead
-    from scfm.training import Cells, TrainingModel
+    from scfm.training import TrainingModel
 
     (tokens,) = encoder.with_options(context=1024).tokenize(cells[:6])
     target = scfm.Classification("high").target(cells.obs)
@@ -242,18 +243,19 @@ def test_padding_does_not_change_the_loss(encoder, cells):
     model = TrainingModel(encoder.network, PredictionHead(encoder.dim, 2), target).eval()
     assert len(set(tokens.lengths)) > 1
     with torch.no_grad():
-        together = model(**data.collate(list(range(6))))
-        alone = [model(**data.collate([i]))["loss"] for i in range(6)]
+        together = model(**data.collate([(i, 0) for i in range(6)]))
+        alone = [model(**data.collate([(i, 0)]))["loss"] for i in range(6)]
     torch.testing.assert_close(together["loss"], torch.stack(alone).mean(), atol=1e-5, rtol=0)
 
 
 def test_batches_hold_each_cell_once_and_similar_lengths():
-    from scfm.training import Cells, LengthBuckets
+    from scfm.examples import Cells
+    from scfm.sampling import LengthBuckets
 
     data = Cells(np.zeros((103, 2), np.float32), np.zeros(103, np.int64))
     sampler = LengthBuckets(data, 10, seed=1)
     first = list(sampler)
-    assert sorted(row for batch in first for row in batch) == list(range(103))
+    assert sorted(row for batch in first for row, _ in batch) == list(range(103))
     assert first == list(sampler)
     sampler.set_epoch(1)
     assert first != list(sampler)
