@@ -238,6 +238,12 @@ def embed(
     batch_size: Annotated[str, typer.Option(help="Most cells in a step, or auto.")] = "auto",
     precision: Annotated[str, typer.Option(help="float32 (exact), bfloat16 or float16.")] = "float32",
     device: Device = "auto",
+    devices: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Compute on this device too, in a process of its own, e.g. cuda:0; repeatable. 'all': all CUDA devices."
+        ),
+    ] = None,
     option: TokenizerOptions = None,
     revision: Revision = None,
     adapter: Adapter = None,
@@ -254,16 +260,15 @@ def embed(
     )
     size: Any = batch_size if batch_size == "auto" else _whole_number(batch_size)
     from scfm.encoder import Request
+    from scfm.engine import Run
     from scfm.inference import embed as embed_data
 
     embedding = embed_data(
         encoder,
         list(data) if len(data) > 1 else data[0],
-        Request(hidden_layer=hidden_layer, pooling=pooling),
+        Run(Request(hidden_layer=hidden_layer, pooling=pooling), size, precision, empty_cells),  # type: ignore[arg-type]
+        devices=devices or None,
         reading={"layer": layer, "gene_column": gene_column, "map_genes": map_genes, "values": values},
-        empty_cells=empty_cells,  # type: ignore[arg-type]
-        batch_size=size,
-        precision=precision,  # type: ignore[arg-type]
         key_added=key_added,
         out=out,
         resume=resume,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from copy import copy
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -31,6 +31,7 @@ from scfm.tokenizers.base import Batch, Tokenizer, Tokens
 if TYPE_CHECKING:
     import pandas as pd
 
+    from scfm.engine import Devices
     from scfm.reading import InputReport
 
 __all__ = ["Capability", "CellAttention", "CellEncoder", "Encoded", "Network", "Request"]
@@ -109,18 +110,29 @@ class Encoded:
     attention: dict[int, Tensor] = field(default_factory=dict)
     heads: dict[str, Tensor] = field(default_factory=dict)
 
+    def as_arrays(self) -> Encoded:
+        """The same with numpy arrays, which go to another process by value."""
+        return self._each(lambda x: x.numpy())
+
+    def as_tensors(self) -> Encoded:
+        """What `as_arrays` made, as tensors again."""
+        return self._each(lambda x: torch.from_numpy(x))
+
+    def _each(self, change: Callable[[Any], Any]) -> Encoded:
+        return Encoded(
+            None if self.cells is None else change(self.cells),
+            None if self.tokens is None else change(self.tokens),
+            {layer: change(x) for layer, x in self.attention.items()},
+            {name: change(x) for name, x in self.heads.items()},
+        )
+
     def cpu(self) -> Encoded:
         """The same on the CPU in float32."""
 
         def move(x: Tensor) -> Tensor:
             return x.detach().float().cpu() if x.is_floating_point() else x.detach().cpu()
 
-        return Encoded(
-            None if self.cells is None else move(self.cells),
-            None if self.tokens is None else move(self.tokens),
-            {layer: move(x) for layer, x in self.attention.items()},
-            {name: move(x) for name, x in self.heads.items()},
-        )
+        return self._each(move)
 
 
 class Network(nn.Module, ABC):
@@ -258,7 +270,7 @@ class CellEncoder(ABC):
 
     def to(self, device: str | torch.device) -> Self:
         """Move the network to a device ("cpu", "cuda", "cuda:1", "mps", or "auto", which leaves float64 on the CPU where MPS lacks it)."""
-        from scfm.inference import resolve_device
+        from scfm.engine import resolve_device
 
         target = resolve_device(device)
         if target.type == "mps" and any(tensor.dtype == torch.float64 for tensor in self.network.state_dict().values()):
@@ -303,6 +315,7 @@ class CellEncoder(ABC):
         empty_cells: Literal["nan", "embed", "error"] = "nan",
         batch_size: int | Literal["auto"] = "auto",
         precision: Literal["float32", "bfloat16", "float16"] = "float32",
+        devices: Devices = None,
         key_added: str | None = None,
         out: str | PathLike[str] | None = None,
         resume: bool = True,
@@ -335,6 +348,10 @@ class CellEncoder(ABC):
             groups, whatever it says: cut them with ``with_options(group_size=...)``.
         precision
             Arithmetic of the network (autocast). float32 is exact; the others are faster on GPUs.
+        devices
+            Compute on several devices at once, each in a process of its own with a copy of the network: "all" CUDA devices, the first n, or
+            names such as ``["cuda:0", "cuda:1"]``. None is the encoder's own device. The result is the same, in the same order.
+            Scripts that use it need ``if __name__ == "__main__":``.
         key_added
             Also store in ``adata.obsm[key_added]``, with provenance in ``adata.uns["scfm"]``; for data on disk, the name in `out`.
             Without it `data` is never changed.
@@ -363,16 +380,15 @@ class CellEncoder(ABC):
         ResumeError
             `out` was begun by another run.
         """
+        from scfm.engine import Run
         from scfm.inference import embed
 
         return embed(
             self,
             data,
-            Request(hidden_layer=hidden_layer, pooling=pooling),
+            Run(Request(hidden_layer=hidden_layer, pooling=pooling), batch_size, precision, empty_cells),
             reading=dict(layer=layer, gene_column=gene_column, map_genes=map_genes, values=values),
-            empty_cells=empty_cells,
-            batch_size=batch_size,
-            precision=precision,
+            devices=devices,
             key_added=key_added,
             out=out,
             resume=resume,
@@ -431,7 +447,8 @@ class CellEncoder(ABC):
         encoded
             The outputs, on the CPU in float32, padded to the longest of the batch.
         """
-        from scfm.inference import check_run, encode
+        from scfm.engine import Run
+        from scfm.inference import encode
         from scfm.reading import read
 
         wanted = frozenset(outputs)
@@ -444,11 +461,10 @@ class CellEncoder(ABC):
         if "attention" in wanted:
             self.require(Capability.ATTENTION)
         request = Request(wanted, hidden_layer, pooling, None if attention_layers is None else tuple(attention_layers))
-        check_run(self, request, batch_size, precision)
+        run = Run(request, batch_size, precision)
+        run.check(self)
         reading = read(self, data, layer=layer, gene_column=gene_column, map_genes=map_genes, values=values)
-        results = encode(
-            self, reading, request, batch_size=batch_size, precision=precision, progress=progress, seed=seed
-        )
+        results = encode(self, reading, run, progress=progress, seed=seed)
 
         def batches() -> Iterator[tuple[np.ndarray, Tokens, Encoded]]:
             with closing(results):

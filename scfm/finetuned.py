@@ -25,9 +25,10 @@ from scfm.cards import ModelCard, Weights
 from scfm.cells import Data, Values
 from scfm.checkpoint import FINETUNED, Checkpoint
 from scfm.encoder import CellEncoder, Encoded, Network, Request
+from scfm.engine import Run
 from scfm.errors import CapabilityError, CheckpointError, ScfmError, listing
 from scfm.genes import Vocabulary
-from scfm.inference import check_run, encode
+from scfm.inference import encode
 from scfm.objectives import Target, target_from
 from scfm.provenance import plain
 from scfm.reading import InputWarning, read
@@ -174,27 +175,18 @@ class FineTuned(CellEncoder):
         """
         import pandas as pd
 
-        request = Request(frozenset({PREDICTION}))
         if not self.target.predicts:
             raise CapabilityError(
                 f"{self.name} was fine-tuned for {self.target.kind}, which predicts nothing.",
                 "Use embed(), or fine-tune for a column of obs: scfm.finetune(encoder, adata, 'cell_type').",
             )
-        check_run(self, request, batch_size, precision)
+        run = Run(Request(frozenset({PREDICTION})), batch_size, precision, "nan")
+        run.check(self)
         reading = read(self, data, layer=layer, gene_column=gene_column, map_genes=map_genes, values=values)
         index = pd.Index([str(name) for part in reading.parts for name in part.source.obs.index], dtype=object)
         outputs = np.full((reading.n_cells, self.target.outputs), np.nan, dtype=np.float32)
         empty = 0
-        results = encode(
-            self,
-            reading,
-            request,
-            empty_cells="nan",
-            batch_size=batch_size,
-            precision=precision,
-            progress=progress,
-            seed=seed,
-        )
+        results = encode(self, reading, run, progress=progress, seed=seed)
         with closing(results):
             for result in results:
                 for rows, encoded in result.batches:

@@ -1,8 +1,6 @@
-"""The only embedding loop: read, check, tokenize, batch by length, run the network, give back in order.
+"""The only embedding loop: read, check, tokenize, compute, give back in order.
 
-Reading and tokenizing run in a background thread while the network computes. On a CPU every worker thread runs one batch on one core:
-cells of a few hundred tokens are computed alone, without padding or mask (faster than any batch, see benchmarks/); shorter cells share
-a batch under a token budget. On a GPU one worker fills larger batches. No output depends on which cells share a batch.
+Reading and tokenizing run in a background thread while the network computes (`scfm.engine`).
 """
 
 from __future__ import annotations
@@ -12,15 +10,14 @@ import queue
 import sys
 import threading
 import warnings
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from collections import deque
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
 
 from scfm.cells import (
     Data,
@@ -28,7 +25,8 @@ from scfm.cells import (
     sample_rows,
 )
 from scfm.encoder import CellEncoder, Encoded, Request
-from scfm.errors import InputError, listing
+from scfm.engine import Devices, Pending, Run, engine_of, evaluating, plan_batches, resolve_device, resolve_devices
+from scfm.errors import InputError
 from scfm.provenance import attach, versions
 from scfm.reading import InputWarning, Reading, TokenBlock, read, tokenized
 from scfm.sinks import Sink, open_sink
@@ -49,20 +47,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-BatchSize = int | Literal["auto"]
-Precision = Literal["float32", "bfloat16", "float16"]
-
-_TOKEN_BUDGET = {"cpu": 1024, "mps": 16_384, "cuda": 65_536}
-_MOST_CELLS = {"cpu": 128, "mps": 512, "cuda": 2048}
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """A torch device; "auto" is CUDA, else Apple's MPS, else the CPU."""
-    if str(device) != "auto":
-        return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def _ahead(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
@@ -105,44 +89,10 @@ def _ahead(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
 class BlockResult:
     """Outputs for the cells of a block, by their positions in the data: batches of (rows within the block, outputs)."""
 
+    number: int
     cells: np.ndarray
     tokens: Tokens
     batches: list[tuple[np.ndarray, Encoded]]
-
-
-def plan_batches(lengths: np.ndarray, *, budget: int, most_cells: int) -> list[np.ndarray]:
-    """Group cells of similar length, longest first, so that cells x longest stays within the budget (one cell always goes)."""
-    order = np.argsort(-lengths, kind="stable")
-    batches, at = [], 0
-    while at < len(order):
-        count = min(max(1, budget // max(int(lengths[order[at]]), 1)), most_cells)
-        batches.append(order[at : at + count])
-        at += count
-    return batches
-
-
-@contextmanager
-def _workers(device: torch.device, n_cells: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that run batches. On a CPU: one a core, each with one torch thread, within the caller's own limit, restored afterwards."""
-    threads = torch.get_num_threads()
-    count = max(1, min(threads, n_cells)) if device.type == "cpu" else 1
-    share = threads // count
-    try:
-        with ThreadPoolExecutor(count, "scfm-worker", initializer=torch.set_num_threads, initargs=(share,)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(threads)
-
-
-@contextmanager
-def evaluating(network: torch.nn.Module) -> Iterator[None]:
-    training = [module for module in network.modules() if module.training]  # parts may be frozen in eval mode
-    network.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @contextmanager
@@ -176,82 +126,57 @@ def progress_bar(total: int, shown: bool | None, title: str) -> Iterator[Any]:
         yield lambda n: bar.advance(task, n)
 
 
-def check_run(encoder: CellEncoder, request: Request, batch_size: BatchSize, precision: Precision) -> None:
-    """Refuse, before any work, what no run can do."""
-    if request.pooling is not None and request.pooling not in encoder.poolings:
-        raise InputError(
-            f"pooling={request.pooling!r} is not offered by {encoder.name}.",
-            f"It offers {listing(encoder.poolings) or 'one way only'}.",
-        )
-    if request.hidden_layer is not None and not 0 <= request.hidden_layer <= encoder.network.depth:
-        raise InputError(
-            f"hidden_layer={request.hidden_layer}; {encoder.name} has {encoder.network.depth} layers.",
-            "Pass 0 (input) to that number.",
-        )
-    if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
-        raise InputError(f"batch_size={batch_size!r}; it must be a whole number from 1 up, or 'auto'.")
-    if precision not in ("float32", "bfloat16", "float16"):
-        raise InputError(f"precision={precision!r} is not known.", "Pass 'float32', 'bfloat16' or 'float16'.")
-
-
 def encode(
     encoder: CellEncoder,
     reading: Reading,
-    request: Request,
+    run: Run,
     *,
-    empty_cells: Literal["nan", "embed", "error"] = "embed",
-    batch_size: BatchSize = "auto",
-    precision: Precision = "float32",
+    devices: Devices = None,
     progress: bool | None = None,
     seed: int = 0,
-    skip: int = 0,
+    done: Collection[int] = (),
+    numbers: Sequence[int] | None = None,
 ) -> Generator[BlockResult, None, None]:
-    """Outputs for all cells, block by block in order; batches of a block come in the order they were computed.
+    """Outputs of all cells, block by block in order; batches of a block come in the order they were computed.
 
-    With `empty_cells="nan"`, cells without an expressed known gene are in no batch. Cells that see each other are one batch, all of them,
-    whatever `batch_size` and `empty_cells`.
+    Parameters
+    ----------
+    run
+        What is computed, and how.
+    devices
+        As for `CellEncoder.embed`.
+    done, numbers
+        Blocks that are not needed; blocks to compute, ascending (None: all).
     """
-    device, network = encoder.device, encoder.network
-    budget, most = _TOKEN_BUDGET.get(device.type, 16_384) // network.token_cost, _MOST_CELLS.get(device.type, 512)
-    if batch_size != "auto":
-        budget, most = sys.maxsize, batch_size
-    low = precision != "float32"
-
-    def step(tokens: Tokens, rows: np.ndarray) -> Encoded:
-        autocast = torch.autocast(device.type, dtype=getattr(torch, precision)) if low else nullcontext()
-        with torch.inference_mode(), autocast:
-            return network(tokens.collate(rows).to(device), request).cpu()
-
     with ExitStack() as stack:
         stack.callback(reading.close)
-        stack.enter_context(evaluating(network))
-        advance = stack.enter_context(progress_bar(reading.n_cells, progress, encoder.name))
-        grouped = encoder.tokenizer.grouped
-        pool = stack.enter_context(_workers(device, 1 if grouped else reading.n_cells - skip))
-        advance(skip)
-        ahead = stack.enter_context(closing(_ahead(tokenized(encoder, reading, seed, skip=skip))))
-        for block in ahead:
-            tokens = block.tokens
-            rows = np.arange(len(tokens))
-            if empty_cells != "embed":
-                rows = rows[tokens.expressed > 0]
-                if empty_cells == "error" and len(rows) < len(tokens):
-                    raise _empty_error(encoder, block)
-            plan = [rows[batch] for batch in plan_batches(tokens.lengths[rows], budget=budget, most_cells=most)]
-            if grouped:
-                rows = np.arange(len(tokens))
-                plan = [rows]
-            futures = [pool.submit(step, tokens, batch) for batch in plan]
-            try:
-                batches = [
-                    (batch, _finished(future, advance, len(batch))) for batch, future in zip(plan, futures, strict=True)
-                ]
-            except BaseException:
-                for future in futures:
-                    future.cancel()
-                raise
-            advance(len(tokens) - len(rows))
-            yield BlockResult(block.cells, tokens, batches)
+        chosen = range(len(reading.blocks)) if numbers is None else numbers
+        sizes = {number: _cells_in(reading.positions[number]) for number in chosen}
+        left = sum(size for number, size in sizes.items() if number not in done)
+        engine = stack.enter_context(engine_of(encoder, run, left, devices))
+        advance = stack.enter_context(progress_bar(sum(sizes.values()), progress, encoder.name))
+        advance(sum(sizes.values()) - left)
+        blocks = _ahead(tokenized(encoder, reading, seed, done=done, numbers=numbers))
+        waiting: deque[tuple[TokenBlock, Pending]] = deque()
+
+        def finished() -> BlockResult:
+            block, wait = waiting.popleft()
+            batches = wait(advance)
+            advance(len(block.tokens) - sum(len(rows) for rows, _ in batches))
+            return BlockResult(block.number, block.cells, block.tokens, batches)
+
+        for block in stack.enter_context(closing(blocks)):
+            if run.empty_cells == "error" and (block.tokens.expressed == 0).any():
+                raise _empty_error(encoder, block)
+            waiting.append((block, engine.submit(block.tokens)))
+            if len(waiting) > engine.ahead:
+                yield finished()
+        while waiting:
+            yield finished()
+
+
+def _cells_in(positions: slice | np.ndarray) -> int:
+    return positions.stop - positions.start if isinstance(positions, slice) else len(positions)
 
 
 def output(encoder: CellEncoder, data: Data, name: str, **options: Any) -> np.ndarray:
@@ -267,12 +192,6 @@ def output(encoder: CellEncoder, data: Data, name: str, **options: Any) -> np.nd
     return np.stack([rows[cell] for cell in sorted(rows)]) if rows else np.zeros(0, np.float32)
 
 
-def _finished(future: Future[Encoded], advance: Any, cells: int) -> Encoded:
-    result = future.result()
-    advance(cells)
-    return result
-
-
 def _empty_error(encoder: CellEncoder, block: TokenBlock) -> InputError:
     at = block.cells[block.tokens.expressed == 0][0]
     return InputError(
@@ -284,12 +203,10 @@ def _empty_error(encoder: CellEncoder, block: TokenBlock) -> InputError:
 def embed(
     encoder: CellEncoder,
     data: Data,
-    request: Request,
+    run: Run,
     *,
     reading: dict[str, Any],
-    empty_cells: Literal["nan", "embed", "error"],
-    batch_size: BatchSize,
-    precision: Precision,
+    devices: Devices,
     key_added: str | None,
     out: str | PathLike[str] | None,
     resume: bool,
@@ -297,38 +214,29 @@ def embed(
     seed: int,
 ) -> np.ndarray:
     """Cell embeddings of all cells; the arguments are explained at `CellEncoder.embed`."""
-    check_run(encoder, request, batch_size, precision)
-    if empty_cells not in ("nan", "embed", "error"):
-        raise InputError(f"empty_cells={empty_cells!r} is not known.", "Pass 'nan', 'embed' or 'error'.")
+    run.check(encoder)
+    resolve_devices(devices)
     with ExitStack() as stack:
         opened = stack.enter_context(closing(read(encoder, data, **reading)))
-        record = provenance(encoder, opened, request, precision=precision, seed=seed, empty_cells=empty_cells)
+        record = provenance(
+            encoder, opened, run.request, precision=run.precision, seed=seed, empty_cells=run.empty_cells
+        )
         targets = _annotated(data, key_added, out)
         key = key_added or f"X_{encoder.card.family}"
-        width = encoder.network.width(request)
+        width = encoder.network.width(run.request)
         sink = _output(opened, width, record, out, key=key, resume=resume)
         empty = 0
-        results = encode(
-            encoder,
-            opened,
-            request,
-            empty_cells=empty_cells,
-            batch_size=batch_size,
-            precision=precision,
-            progress=progress,
-            seed=seed,
-            skip=sink.done,
-        )
+        results = encode(encoder, opened, run, devices=devices, progress=progress, seed=seed, done=sink.done)
         for result in stack.enter_context(closing(results)):
             rows = np.full((len(result.tokens), width), np.nan, dtype=np.float32)
             for at, encoded in result.batches:
                 assert encoded.cells is not None
                 rows[at] = encoded.cells.numpy()
-            if empty_cells == "nan":
+            if run.empty_cells == "nan":
                 rows[result.tokens.expressed == 0] = np.nan
             empty += int((result.tokens.expressed == 0).sum())
-            sink.write(result.cells, rows)
-    if empty and empty_cells == "nan":
+            sink.write(result.number, rows)
+    if empty and run.empty_cells == "nan":
         warnings.warn(
             f"{empty} of {opened.n_cells} cells have no expressed gene that {encoder.name} knows; their rows are NaN. "
             "Remove such cells, or pass empty_cells='embed' or 'error'.",
@@ -354,7 +262,9 @@ def _output(
     if out is not None:
         record = {**record, "cells": _digest(obs.index), "sample": [_sample_digest(source) for source in sources]}
     file = Path(sources[0].label) if len(sources) == 1 and sources[0].label.endswith(".h5ad") else None
-    return open_sink(out, (reading.n_cells, width), record, key=key, obs=obs, copied=file, resume=resume)
+    return open_sink(
+        out, (reading.n_cells, width), record, reading.positions, key=key, obs=obs, copied=file, resume=resume
+    )
 
 
 def _annotated(data: Data, key_added: str | None, out: str | PathLike[str] | None) -> Sequence[Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -58,6 +59,23 @@ class Reading:
     def n_cells(self) -> int:
         """Cells of all parts."""
         return sum(part.source.shape[0] for part in self.parts)
+
+    @cached_property
+    def blocks(self) -> list[tuple[Part, slice | np.ndarray]]:
+        """Each block's part and its rows there: consecutive cells in order or, where cells see each other, the groups."""
+        return [
+            (part, rows)
+            for part in self.parts
+            for rows in (part.source.ranges(BLOCK_ROWS) if part.groups is None else part.groups)
+        ]
+
+    @cached_property
+    def positions(self) -> list[slice | np.ndarray]:
+        """Where the cells of each block are in the whole data."""
+        return [
+            slice(part.start + rows.start, part.start + rows.stop) if isinstance(rows, slice) else part.start + rows
+            for part, rows in self.blocks
+        ]
 
     def close(self) -> None:
         """Close the files."""
@@ -125,37 +143,48 @@ def _groups(encoder: CellEncoder, source: Source) -> list[np.ndarray] | None:
 class TokenBlock:
     """Tokens of some cells: consecutive ones, or a group."""
 
+    number: int
+    """Of the block, from 0 (`Reading.blocks`)."""
     cells: np.ndarray
-    """Their positions in the data (n,) int64."""
+    """Positions of the cells in the data (n,) int64."""
     tokens: Tokens
     block: Block | None = None
     """What the tokens were made of, where it was asked for."""
 
 
 def tokenized(
-    encoder: CellEncoder, reading: Reading, seed: int, *, skip: int = 0, keep: bool = False
+    encoder: CellEncoder,
+    reading: Reading,
+    seed: int,
+    *,
+    done: Collection[int] = (),
+    numbers: Iterable[int] | None = None,
+    keep: bool = False,
 ) -> Iterator[TokenBlock]:
-    """Tokens of all cells, block by block, without the first `skip` cells of the blocks; values are checked as they pass.
+    """Tokens of all cells, block by block; values are checked as they pass.
 
-    Blocks are consecutive cells in order; where cells see each other, they are the groups, and memory grows with the largest.
-    With `keep` each comes with the values it was made of.
+    Parameters
+    ----------
+    done
+        Numbers of blocks that are not needed.
+    numbers
+        Numbers of the blocks, ascending; None is all of them.
+    keep
+        Each comes with the values it was made of.
     """
     tokenize = encoder.tokenizer.stream(seed)
-    seen = 0
-    for part in reading.parts:
-        for rows in part.source.ranges(BLOCK_ROWS) if part.groups is None else part.groups:
-            cells = part.start + (np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows)
-            seen += len(cells)
-            done = seen <= skip
-            if done and not encoder.tokenizer.sequential:
-                continue
-            matrix = part.source.take(rows)
-            check_values(matrix, reading.values, part.source, rows, encoder.name)
-            obs = part.source.obs[list(reading.obs_columns)].iloc[rows]
-            block = Block(part.alignment.columns(matrix), part.alignment, obs)
-            tokens = tokenize(block)
-            if not done:
-                yield TokenBlock(cells, tokens, block if keep else None)
+    for number in range(len(reading.blocks)) if numbers is None else numbers:
+        if number in done and not encoder.tokenizer.sequential:
+            continue
+        part, rows = reading.blocks[number]
+        matrix = part.source.take(rows)
+        check_values(matrix, reading.values, part.source, rows, encoder.name)
+        obs = part.source.obs[list(reading.obs_columns)].iloc[rows]
+        block = Block(part.alignment.columns(matrix), part.alignment, obs)
+        tokens = tokenize(block)
+        if number not in done:
+            cells = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+            yield TokenBlock(number, part.start + cells, tokens, block if keep else None)
 
 
 _EQUAL_FEATURES = {

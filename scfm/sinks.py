@@ -1,7 +1,7 @@
 """Where embeddings go: an array in memory, or a `.npy`, `.zarr` or `.h5ad` on disk, written block by block and resumable.
 
-Rows not yet written are NaN. A file on disk carries how many rows are done and the fingerprint of the run; a run with another
-fingerprint does not continue it.
+Rows not yet written are NaN. Beside a file on disk lies a journal (`scfm.journal`): which blocks are done, with their hashes, and the
+run's whole record. The same run continues what is done and right; another one does not.
 """
 
 from __future__ import annotations
@@ -9,31 +9,39 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from scfm.cells import BLOCK_ROWS
-from scfm.errors import InputError, ResumeError
-from scfm.provenance import UNS_KEY, fingerprint, plain
+from scfm.errors import InputError
+from scfm.files import write_whole
+from scfm.journal import Journal, digest, not_ours, refuse_another_run
+from scfm.provenance import UNS_KEY, plain
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["ArraySink", "H5adSink", "NpySink", "Sink", "ZarrSink", "open_sink"]
 
+Positions = slice | np.ndarray
+"""Where the cells of a block are in the data."""
+MOST_CHUNKS = 20_000
+"""Files of a `.zarr`, about; chunks of larger data hold several blocks."""
+
 
 class Sink(Protocol):
-    """Takes blocks of rows, each row once."""
+    """Takes the rows of blocks, by the blocks' numbers; each block once."""
 
     @property
-    def done(self) -> int:
-        """Rows already written."""
+    def done(self) -> frozenset[int]:
+        """Numbers of the blocks already written."""
 
-    def write(self, cells: np.ndarray, rows: np.ndarray) -> None:
-        """Write rows (n, dim) float32 at the positions `cells` (n,); afterwards they are safe."""
+    def write(self, block: int, rows: np.ndarray) -> None:
+        """Write the rows (n, dim) float32 of a block; afterwards they are safe."""
 
     def finish(self) -> np.ndarray:
         """Close the output; all rows (n_cells, dim), memory-mapped where they are on disk."""
@@ -42,52 +50,95 @@ class Sink(Protocol):
 class ArraySink:
     """An array in memory."""
 
-    done = 0
+    done: frozenset[int] = frozenset()
 
-    def __init__(self, shape: tuple[int, int]) -> None:
+    def __init__(self, shape: tuple[int, int], blocks: Sequence[Positions]) -> None:
         self._array = np.full(shape, np.nan, dtype=np.float32)
+        self._blocks = blocks
 
-    def write(self, cells: np.ndarray, rows: np.ndarray) -> None:
-        """Write rows at the positions `cells`."""
-        self._array[_span(cells)] = rows
+    def write(self, block: int, rows: np.ndarray) -> None:
+        """Write the rows of a block."""
+        self._array[self._blocks[block]] = rows
 
     def finish(self) -> np.ndarray:
         """The array."""
         return self._array
 
 
-class NpySink:
-    """A `.npy` file, with its provenance and progress in ``<name>.npy.json`` beside it."""
+class _DiskSink:
+    """An array on disk and its journal. What the journal notes is compared with what is there; blocks that differ are done again."""
 
-    def __init__(self, path: Path, shape: tuple[int, int], record: Mapping[str, Any], *, resume: bool) -> None:
-        self.path, self._journal = path, path.with_name(path.name + ".json")
-        self._record = {"fingerprint": fingerprint(record), "rows": shape[0], "provenance": plain(record)}
-        self.done = 0
-        if resume and path.exists():
-            try:
-                before = json.loads(self._journal.read_text(encoding="utf-8"))
-                mark, rows_done = before["fingerprint"], before["rows_done"]
-            except (OSError, ValueError, LookupError, TypeError) as error:
-                raise _not_ours(path, f"no record of a run of scfm in {self._journal.name}") from error
-            _same_run(path, mark, self._record["fingerprint"])
-            self.done = rows_done
-            self._array = np.lib.format.open_memmap(path, mode="r+")
-            return
-        self._array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-        self._array[:] = np.nan
-        self._note()
+    _array: Any
 
-    def _note(self) -> None:
-        temporary = self._journal.with_suffix(".json.part")
-        temporary.write_text(json.dumps(self._record | {"rows_done": self.done}, indent=1), encoding="utf-8")
-        os.replace(temporary, self._journal)
+    def __init__(
+        self,
+        path: Path,
+        shape: tuple[int, int],
+        record: Mapping[str, Any],
+        blocks: Sequence[Positions],
+        *,
+        resume: bool,
+    ) -> None:
+        self.path, self._blocks = path, blocks
+        self._journal = Journal(path, {**record, "shape": list(shape)}, resume=resume)
+        if not self._journal.blocks or not self._opened():
+            self._journal.blocks.clear()
+            if path.exists():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            self._create(shape)
+        noted = self._journal.blocks
+        self._done = {number for number, mark in noted.items() if digest(self._get(blocks[number])) == mark}
 
-    def write(self, cells: np.ndarray, rows: np.ndarray) -> None:
-        """Write rows at the positions `cells` and note it."""
-        self._array[_span(cells)] = rows
+    @property
+    def done(self) -> frozenset[int]:
+        """Numbers of the blocks already written."""
+        return frozenset(self._done)
+
+    def write(self, block: int, rows: np.ndarray) -> None:
+        """Write the rows of a block and note it."""
+        rows = np.ascontiguousarray(rows, dtype=np.float32)
+        self._put(self._blocks[block], rows)
+        self._journal.note(block, rows)
+        self._done.add(block)
+
+    @abstractmethod
+    def _create(self, shape: tuple[int, int]) -> None:
+        """Make the output, all rows NaN; at once or not at all."""
+
+    @abstractmethod
+    def _opened(self) -> bool:
+        """Open what is there; False if it is gone."""
+
+    @abstractmethod
+    def _put(self, cells: Positions, rows: np.ndarray) -> None: ...
+
+    @abstractmethod
+    def _get(self, cells: Positions) -> np.ndarray: ...
+
+
+class NpySink(_DiskSink):
+    """A `.npy` file."""
+
+    def _create(self, shape: tuple[int, int]) -> None:
+        def fill(path: Path) -> None:
+            array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+            for start in range(0, shape[0], BLOCK_ROWS):
+                array[start : start + BLOCK_ROWS] = np.nan
+
+        write_whole(self.path, fill)
+        self._opened()
+
+    def _opened(self) -> bool:
+        if self.path.exists():
+            self._array = np.lib.format.open_memmap(self.path, mode="r+")
+        return self.path.exists()
+
+    def _put(self, cells: Positions, rows: np.ndarray) -> None:
+        self._array[cells] = rows
         self._array.flush()
-        self.done += len(rows)
-        self._note()
+
+    def _get(self, cells: Positions) -> np.ndarray:
+        return np.asarray(self._array[cells])
 
     def finish(self) -> np.ndarray:
         """The file, memory-mapped."""
@@ -96,49 +147,53 @@ class NpySink:
     def remove(self) -> None:
         """Delete the file and its journal."""
         self.path.unlink()
-        self._journal.unlink()
+        self._journal.remove()
 
 
-class ZarrSink:
-    """A `.zarr` that `anndata.read_zarr` reads: `obs`, and the embedding in `obsm[key]`, written in chunks of one block."""
+class ZarrSink(_DiskSink):
+    """A `.zarr` that `anndata.read_zarr` reads: `obs`, and the embedding in `obsm[key]`, in chunks of whole blocks."""
 
     def __init__(
         self,
         path: Path,
         shape: tuple[int, int],
         record: Mapping[str, Any],
+        blocks: Sequence[Positions],
         *,
         key: str,
         obs: pd.DataFrame,
         resume: bool,
     ) -> None:
+        self._key, self._obs, self._record = key, obs, record
+        super().__init__(path, shape, record, blocks, resume=resume)
+
+    def _create(self, shape: tuple[int, int]) -> None:
         import zarr
 
-        mark = fingerprint(record)
-        if resume and path.exists():
-            try:
-                group: Any = zarr.open_group(path, mode="r+")
-            except (OSError, ValueError) as error:
-                raise _not_ours(path, "no zarr group") from error
-            if f"obsm/{key}" not in group or "rows_done" not in group[f"obsm/{key}"].attrs:
-                raise _not_ours(path, f"no obsm/{key} of scfm")
-            self._array = group[f"obsm/{key}"]
-            _same_run(path, self._array.attrs["fingerprint"], mark)
-            self.done = int(self._array.attrs["rows_done"])
-            return
-        group = zarr.open_group(path, mode="w", zarr_format=3)
-        _write_annotations(group, obs, {UNS_KEY: {key: json.dumps(plain(record), indent=1)}})
-        chunks = (min(BLOCK_ROWS, max(shape[0], 1)), shape[1])
-        self._array = group["obsm"].create_array(key, shape=shape, dtype="float32", chunks=chunks, fill_value=np.nan)
-        notes = {"encoding-type": "array", "encoding-version": "0.2.0", "fingerprint": mark, "rows_done": 0}
-        self._array.attrs.update(notes)
-        self.done = 0
+        whole = self.path.with_name(f".{self.path.name}.part")  # renamed when it is complete
+        shutil.rmtree(whole, ignore_errors=True)
+        group: Any = zarr.open_group(whole, mode="w", zarr_format=3)
+        _write_annotations(group, self._obs, {UNS_KEY: {self._key: json.dumps(plain(self._record), indent=1)}})
+        rows = BLOCK_ROWS * max(1, round(shape[0] / BLOCK_ROWS / MOST_CHUNKS))
+        chunks = (min(rows, max(shape[0], 1)), shape[1])
+        array = group["obsm"].create_array(self._key, shape=shape, dtype="float32", chunks=chunks, fill_value=np.nan)
+        array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+        os.replace(whole, self.path)
+        self._opened()
 
-    def write(self, cells: np.ndarray, rows: np.ndarray) -> None:
-        """Write rows at the positions `cells` and note it."""
-        self._array.oindex[_span(cells), slice(None)] = rows
-        self.done += len(rows)
-        self._array.attrs["rows_done"] = self.done
+    def _opened(self) -> bool:
+        import zarr
+
+        if not self.path.exists():
+            return False
+        self._array = zarr.open_group(self.path, mode="r+")[f"obsm/{self._key}"]
+        return True
+
+    def _put(self, cells: Positions, rows: np.ndarray) -> None:
+        self._array.oindex[cells, slice(None)] = rows
+
+    def _get(self, cells: Positions) -> np.ndarray:
+        return np.asarray(self._array.oindex[cells, slice(None)])
 
     def finish(self) -> np.ndarray:
         """All rows, read into memory."""
@@ -170,6 +225,7 @@ class H5adSink:
         path: Path,
         shape: tuple[int, int],
         record: Mapping[str, Any],
+        blocks: Sequence[Positions],
         *,
         key: str,
         obs: pd.DataFrame,
@@ -177,16 +233,33 @@ class H5adSink:
         resume: bool,
     ) -> None:
         self.path, self._key, self._obs, self._copied, self._record = path, key, obs, copied, record
-        self._rows = NpySink(path.with_name(path.name + ".part.npy"), shape, record, resume=resume)
+        rows = path.with_name(path.name + ".part.npy")
+        self._finished = resume and path.exists() and not rows.exists() and self._same_run()
+        if not self._finished:
+            self._rows = NpySink(rows, shape, record, blocks, resume=resume)
+        self._count = len(blocks)
+
+    def _same_run(self) -> bool:
+        """Whether the finished file there is this run's; a foreign one is refused."""
+        import h5py
+        from anndata.io import read_elem
+
+        try:
+            with h5py.File(self.path, "r") as file:
+                note = json.loads(read_elem(file[f"uns/{UNS_KEY}/{self._key}"]))
+        except (OSError, KeyError, ValueError) as error:
+            raise not_ours(self.path, f"no obsm[{self._key!r}] of a run of scfm in it") from error
+        refuse_another_run(self.path, note, self._record)
+        return True
 
     @property
-    def done(self) -> int:
-        """Rows already written."""
-        return self._rows.done
+    def done(self) -> frozenset[int]:
+        """Numbers of the blocks already written."""
+        return frozenset(range(self._count)) if self._finished else self._rows.done
 
-    def write(self, cells: np.ndarray, rows: np.ndarray) -> None:
-        """Write rows at the positions `cells` and note it."""
-        self._rows.write(cells, rows)
+    def write(self, block: int, rows: np.ndarray) -> None:
+        """Write the rows of a block and note it."""
+        self._rows.write(block, rows)
 
     def finish(self) -> np.ndarray:
         """Write the `.h5ad`, remove the gathered rows, and return them."""
@@ -194,6 +267,9 @@ class H5adSink:
         from anndata import AnnData
         from anndata.io import read_elem, write_elem
 
+        if self._finished:
+            with h5py.File(self.path, "r") as file:
+                return np.asarray(read_elem(file[f"obsm/{self._key}"]))
         embedding = np.array(self._rows.finish())
         part = self.path.with_name(self.path.name + ".part")
         if self._copied is not None:
@@ -209,31 +285,11 @@ class H5adSink:
         return embedding
 
 
-def _span(cells: np.ndarray) -> slice | np.ndarray:
-    """Consecutive positions as a slice, which is written in one piece."""
-    start = int(cells[0]) if len(cells) else 0
-    return slice(start, start + len(cells)) if (cells == np.arange(start, start + len(cells))).all() else cells
-
-
-def _not_ours(path: Path, lacking: str) -> ResumeError:
-    return ResumeError(
-        f"{path} exists, with {lacking}.",
-        "Choose another out=, remove it, or pass resume=False (--no-resume) to overwrite it.",
-    )
-
-
-def _same_run(path: Path, before: str | None, now: str) -> None:
-    if before != now:
-        raise ResumeError(
-            f"{path} was begun by another run: data, model or settings differ.",
-            "Choose another out=, remove it, or pass resume=False (--no-resume) to overwrite it.",
-        )
-
-
 def open_sink(
     out: str | os.PathLike[str] | None,
     shape: tuple[int, int],
     record: Mapping[str, Any],
+    blocks: Sequence[Positions],
     *,
     key: str,
     obs: pd.DataFrame,
@@ -250,6 +306,8 @@ def open_sink(
         (n_cells, dim).
     record
         Everything that decides the rows; a run continues an `out` only if its record is the same.
+    blocks
+        Positions of the cells of each block: consecutive ones as a slice.
     key
         Name of the embedding in `obsm`, for `.zarr` and `.h5ad`.
     obs
@@ -258,16 +316,16 @@ def open_sink(
         The `.h5ad` whose content an `.h5ad` output keeps, if the data are one such file.
     """
     if out is None:
-        return ArraySink(shape)
+        return ArraySink(shape, blocks)
     path = Path(out)
     if path.suffix not in (".npy", ".zarr", ".h5ad"):
         raise InputError(f"out={str(out)!r} ends neither in .npy, .zarr nor .h5ad.", "Name it e.g. embedding.zarr.")
     if not path.parent.is_dir():
         raise InputError(f"the folder {path.parent} of out={str(out)!r} does not exist.", f"mkdir -p {path.parent}")
     if path.suffix == ".npy":
-        return NpySink(path, shape, record, resume=resume)
+        return NpySink(path, shape, record, blocks, resume=resume)
     if path.suffix == ".zarr":
-        return ZarrSink(path, shape, record, key=key, obs=obs, resume=resume)
+        return ZarrSink(path, shape, record, blocks, key=key, obs=obs, resume=resume)
     if copied is not None and path.exists() and path.samefile(copied):
         raise InputError(f"out={str(out)!r} is the input itself.", "Choose another name; the input is never changed.")
-    return H5adSink(path, shape, record, key=key, obs=obs, copied=copied, resume=resume)
+    return H5adSink(path, shape, record, blocks, key=key, obs=obs, copied=copied, resume=resume)

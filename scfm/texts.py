@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from scfm.inference import plan_batches
+from scfm.engine import plan_batches
 
 if TYPE_CHECKING:
     from scfm.encoder import CellEncoder

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scfm.encoder import Encoded, Network, Request
-from scfm.inference import plan_batches
+from scfm.engine import plan_batches
 from scfm.nn import BertEmbedding, SelfAttention, TransformerLayer, TransformerStack
 from scfm.tokenizers import Batch, Tokens
 

@@ -20,6 +20,7 @@ API = {
         "scfm.encoder",
         "scfm.reading",
         "scfm.inference",
+        "scfm.engine",
         "scfm.cards",
         "scfm.registry",
     ),

@@ -107,7 +107,7 @@ def test_single_precision_on_request(data: ad.AnnData) -> None:
 
 def test_float64_stays_off_devices_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = scfm.load(FIXTURE / "checkpoint", device="cpu")
-    monkeypatch.setattr("scfm.inference.resolve_device", lambda device: torch.device("mps"))
+    monkeypatch.setattr("scfm.engine.resolve_device", lambda device: torch.device("mps"))
     assert encoder.to("auto").device == torch.device("cpu")
     with pytest.raises(InputError, match="device='cpu'"):
         encoder.to("mps")

@@ -20,9 +20,9 @@ from scfm import inference, sinks
 from scfm.cards import InputContract, ModelCard
 from scfm.cells import BLOCK_ROWS
 from scfm.encoder import Capability, CellEncoder, Encoded, Network, Request
+from scfm.engine import plan_batches
 from scfm.errors import CapabilityError, GeneMatchError, InputError, ResumeError
 from scfm.genes import Vocabulary
-from scfm.inference import plan_batches
 from scfm.reading import InputWarning
 from scfm.tokenizers import ContinuousTokenizer
 
@@ -351,9 +351,9 @@ def interrupted(encoder, data, monkeypatch, after: int, **options) -> None:
     for sink in (sinks.NpySink, sinks.ZarrSink):
         write = sink.write
 
-        def stops(self, cells, rows, write=write):
-            write(self, cells, rows)
-            if self.done >= after * BLOCK_ROWS:
+        def stops(self, block, rows, write=write):
+            write(self, block, rows)
+            if len(self.done) >= after:
                 signal.raise_signal(signal.SIGINT)
 
         monkeypatch.setattr(sink, "write", stops)
