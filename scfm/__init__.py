@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scfm import errors, genes, tasks
-    from scfm.adaptation import Full, Head, LoRA
+    from scfm.adaptation import DrugConditional, EncoderAdapter, Full, Head, LoRA, Prefix, TokenAdapter
     from scfm.cards import ModelCard
     from scfm.encoder import Capability, CellEncoder, Encoded
     from scfm.finetuned import FineTuned
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "finetune",
+    "DrugConditional",
+    "EncoderAdapter",
+    "Prefix",
+    "TokenAdapter",
     "Regression",
     "MultiLabel",
     "LoRA",
@@ -51,6 +55,10 @@ __all__ = [
 
 _HOME = {
     "finetune": "scfm.finetuning",
+    "DrugConditional": "scfm.adaptation",
+    "EncoderAdapter": "scfm.adaptation",
+    "Prefix": "scfm.adaptation",
+    "TokenAdapter": "scfm.adaptation",
     "Regression": "scfm.objectives",
     "MultiLabel": "scfm.objectives",
     "LoRA": "scfm.adaptation",

@@ -144,6 +144,8 @@ class Network(nn.Module, ABC):
     """Number of layers whose states and attention can be asked for."""
     heads: frozenset[str] = frozenset()
     """Names of further outputs this network can give."""
+    token_embedding: str | None = None
+    """Name of the module that embeds a token's value, or the token where no value is read; token adapters follow it."""
     token_cost: int = 1
     """Memory of a token, in those of a plain encoder: batches hold so many times fewer. Above 1 where states are kept between passes."""
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scfm.adaptation import Adapted, Head, LoRA, Method, adapt, method_of
+from scfm.adaptation import Adapted, Head, Method, adapt, method_of
 from scfm.cells import Data, Values
 from scfm.encoder import CellEncoder
 from scfm.errors import CapabilityError, InputError, listing
@@ -83,7 +83,8 @@ def finetune(
         Column of `obs` (numbers: regression; anything else: classification), or an objective of `scfm.objectives`: `Classification`,
         `Regression`, `MultiLabel`, ...
     method
-        "head", "full" or "lora", or `Head()`, `Full(...)`, `LoRA(...)` with settings.
+        "head", "full", "lora", "encoder_adapter", "token_adapter", "prefix" or "drug_conditional", or one of `scfm.adaptation` with settings,
+        e.g. `LoRA(rank=16)`.
     valid
         Held-out cells that decide which epoch is best: a share of `train`, data of their own, or None: the last epoch is taken.
     groups
@@ -327,7 +328,7 @@ class _Parts:
         """The trained encoder."""
         network = self.base.network
         moved = {name for name, tensor in network.named_buffers() if not torch.equal(tensor, self.buffers[name])}
-        own = set() if isinstance(self.how, LoRA) else set(self.adapted.rates)
+        own = set() if self.adapted.peft is not None else set(self.adapted.rates)
         parameters = [*network.parameters(), *self.head.parameters()]
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         whole = sum(p.numel() for p in parameters)

@@ -47,6 +47,8 @@ class ExpressionHead(nn.Module):
 class AIDOCellNetwork(Network):
     """Encoder over all genes and the two depth tokens, and the expression head."""
 
+    token_embedding = "values"
+
     def __init__(self, config: AIDOCellConfig) -> None:
         super().__init__()
         c = config

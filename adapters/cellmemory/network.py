@@ -135,6 +135,7 @@ class Positions(nn.Module):
 class CellMemoryNetwork(Network):
     """The cell is the state of a class token in front of the genes after the last pass, not normalised."""
 
+    token_embedding = "bins"
     heads = frozenset({"embedded", "logits", "memory", "memory_mlp", "written", "attended", "gene_scores", "cls_score"})
 
     def __init__(self, config: CellMemoryConfig) -> None:

@@ -36,8 +36,10 @@ class ReadingLayer(TransformerLayer):
     def read(self, x: Tensor, source: Tensor, pad: Tensor | None, *, weights: bool) -> tuple[Tensor, Tensor | None]:
         """Queries (b, n, dim), source (b, t, dim), pad (b, t) -> (b, n, dim) and, on request, attention (b, heads, n, t)."""
         attended, probabilities = self.attention(x, pad, weights=weights, source=source)
-        x = self.norm1(x + attended)
-        return self.norm2(x + self._feed_forward(x)), probabilities
+        if self.prefix is not None:
+            attended = attended + self.prefix(x, self.attention)
+        x = self.after_attention(self.norm1(x + attended))
+        return self.after_feed_forward(self.norm2(x + self._feed_forward(x))), probabilities
 
 
 class Decoder(nn.Module):
@@ -79,6 +81,8 @@ class Classifier(nn.Module):
 
 class CellPatchNetwork(Network):
     """The cell is its patches, flattened: (patches x dim), or (patches x projection)."""
+
+    token_embedding = "values"
 
     def __init__(self, config: CellPatchConfig) -> None:
         super().__init__()

@@ -196,6 +196,8 @@ def _classifier(c: CellPLMConfig) -> nn.Sequential | None:
 class CellPLMNetwork(Network):
     """One batch is one set of cells: all of them attend to each other."""
 
+    token_embedding = "embed_norm"
+
     def __init__(self, config: CellPLMConfig) -> None:
         super().__init__()
         c = config

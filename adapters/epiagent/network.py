@@ -88,6 +88,8 @@ class PerturbationGraph(nn.Module):
 class EpiAgentNetwork(Network):
     """x = region + rank; transformer; the cell is the state of ``[CLS]``, not normalised."""
 
+    token_embedding = "regions"
+
     def __init__(self, config: EpiAgentConfig) -> None:
         super().__init__()
         c = config

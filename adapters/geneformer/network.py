@@ -53,6 +53,8 @@ class MaskedGeneHead(nn.Module):
 class GeneformerNetwork(Network):
     """Embedding, post-norm transformer; cells are read after the second to last layer, heads read the last."""
 
+    token_embedding = "embedding"
+
     def __init__(self, config: GeneformerConfig) -> None:
         super().__init__()
         c = config

@@ -54,6 +54,8 @@ class Bert(nn.Module):
 class LangCellNetwork(Network):
     """Embedding and post-norm transformer over `<cls>` and genes; the cell is the L2-normalised projection of the last `<cls>` state."""
 
+    token_embedding = "bert.embedding"
+
     def __init__(self, config: LangCellConfig) -> None:
         super().__init__()
         c = config

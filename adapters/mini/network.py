@@ -28,6 +28,8 @@ class MiniConfig:
 class MiniNetwork(Network):
     """x = gene * value + shift(value); transformer; the cell is the L2-normalised LayerNorm of the mean of its tokens."""
 
+    token_embedding = "values"
+
     def __init__(self, config: MiniConfig) -> None:
         super().__init__()
         c = config

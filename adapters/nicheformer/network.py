@@ -35,6 +35,8 @@ class NicheformerConfig:
 class NicheformerNetwork(Network):
     """x = tokens + positions; transformer whose padding is attended to by nobody, but attends and is averaged over, as the authors do."""
 
+    token_embedding = "tokens"
+
     def __init__(self, config: NicheformerConfig) -> None:
         super().__init__()
         c = config

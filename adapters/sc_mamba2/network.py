@@ -80,6 +80,8 @@ def turned_positions(length: int, pad: Tensor | None, cells: int, device: torch.
 class SCMamba2Network(Network):
     """x = norm(genes + values); bidirectional Mamba-2 layers; the cell is the L2-normalised first state."""
 
+    token_embedding = "values"
+
     def __init__(self, config: SCMamba2Config) -> None:
         super().__init__()
         c = config

@@ -50,6 +50,8 @@ class CellClassifier(nn.Module):
 class ScBERTNetwork(Network):
     """Performer over all genes and one last token."""
 
+    token_embedding = "levels"
+
     def __init__(self, config: ScBERTConfig) -> None:
         super().__init__()
         c = config

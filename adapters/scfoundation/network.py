@@ -39,6 +39,7 @@ class ScFoundationConfig:
 class ScFoundationNetwork(Network):
     """Encoder over the expressed genes, T and S; decoder over all positions."""
 
+    token_embedding = "values"
     heads = frozenset({"gene_states", "expression"})
 
     def __init__(self, config: ScFoundationConfig) -> None:

@@ -36,6 +36,7 @@ class ScMulanConfig:
 class ScMulanNetwork(Network):
     """x = tokens + levels; causal pre-norm layers; LayerNorm; the cell is the state of the first token that the network adds."""
 
+    token_embedding = "levels"
     token_cost = 4  # keys and values of all layers are kept
     heads = frozenset({"next_token", "next_expression", "generated", "generated_expression"})
 

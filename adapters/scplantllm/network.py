@@ -44,6 +44,8 @@ class ScPlantLLMConfig:
 class ScPlantLLMNetwork(Network):
     """x = genes + values; transformer; the cell is the L2-normalised state of ``<cls>``."""
 
+    token_embedding = "values"
+
     def __init__(self, config: ScPlantLLMConfig) -> None:
         super().__init__()
         c = config

@@ -155,6 +155,8 @@ def _layer(c: TranscriptFormerConfig) -> TransformerLayer:
 class TranscriptFormerNetwork(Network):
     """The cell is the sum of the states from ``[START]`` on, divided by the most genes a cell may have."""
 
+    token_embedding = "genes"
+
     def __init__(self, config: TranscriptFormerConfig) -> None:
         super().__init__()
         c = config

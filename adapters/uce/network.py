@@ -55,6 +55,7 @@ class Projection(nn.Module):
 class UCENetwork(Network):
     """The cell is the L2-normalised decoder output at ``<cls>``."""
 
+    token_embedding = "project"
     heads = frozenset({"gene_output", "expressed"})
 
     def __init__(self, config: UCEConfig) -> None:

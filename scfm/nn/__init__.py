@@ -9,6 +9,7 @@ from scfm.nn.heads import CellDecoder, ExpressionDecoder, MLPClassifier
 from scfm.nn.mamba import Mamba2
 from scfm.nn.norms import DomainNorm
 from scfm.nn.performer import PerformerAttention
+from scfm.nn.sites import Site
 from scfm.nn.stack import TransformerLayer, TransformerStack, torch_layer_keys
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "NormedEmbedding",
     "PerformerAttention",
     "SelfAttention",
+    "Site",
     "SoftBinEmbedding",
     "TransformerLayer",
     "TransformerStack",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from scfm.nn.attention import SelfAttention, take_rows
 from scfm.nn.causal import KeyValues
+from scfm.nn.sites import Site
 
 __all__ = ["StackOutput", "TransformerLayer", "TransformerStack", "torch_layer_keys"]
 
@@ -41,6 +42,10 @@ class TransformerLayer(nn.Module):
 
     `attention` replaces the softmax attention by another module of the same interface, e.g. `PerformerAttention`; `bias` is whether
     the Linears of attention and feed-forward have biases, `norm_bias` whether the LayerNorms do.
+
+    Fine-tuning may replace the sites `after_attention` and `after_feed_forward`, which see the residual stream after either half (in
+    post-norm after its norm), and set `prefix`, called with the input of the attention and the attention, whose result is added to what
+    was attended to.
     """
 
     def __init__(
@@ -65,6 +70,9 @@ class TransformerLayer(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=eps, bias=norm_bias)
         self.norm2 = nn.LayerNorm(dim, eps=eps, bias=norm_bias)
         self.dropout = nn.Dropout(dropout)
+        self.after_attention, self.after_feed_forward = Site(), Site()
+        self.prefix: nn.Module | None
+        self.register_module("prefix", None)
         self.activation = ACTIVATIONS.get(activation, F.gelu)
         self.norm = norm
 
@@ -84,12 +92,16 @@ class TransformerLayer(nn.Module):
         if cache is not None:
             part["cache"] = cache
         attended, probabilities = self.attention(normed, pad, rows=rows, weights=weights, **part)
+        if self.prefix is not None:
+            attended = attended + self.prefix(take_rows(normed, rows), self.attention)
         x = take_rows(normed if self.norm == "normed" else x, rows) + self.dropout(attended)
         if self.norm == "post":
-            x = self.norm1(x)
-            return self.norm2(x + self.dropout(self._feed_forward(x))), probabilities
+            x = self.after_attention(self.norm1(x))
+            return self.after_feed_forward(self.norm2(x + self.dropout(self._feed_forward(x)))), probabilities
+        x = self.after_attention(x)
         normed = self.norm2(x)
-        return (normed if self.norm == "normed" else x) + self.dropout(self._feed_forward(normed)), probabilities
+        x = (normed if self.norm == "normed" else x) + self.dropout(self._feed_forward(normed))
+        return self.after_feed_forward(x), probabilities
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         hidden = self.activation(self.ff1(x)) if self.gate is None else F.silu(self.gate(x)) * self.ff1(x)
