@@ -36,6 +36,7 @@ from scfm.options import (
     ValuesOption,
     load_encoder,
     load_options,
+    named_value,
     print_json,
 )
 from scfm.task import find_task, tasks
@@ -304,7 +305,13 @@ def finetune(
         typer.Option("--objective", "-y", help="Column of obs to predict: numbers are regressed, others classified."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the fine-tuned encoder to.")],
-    method: Annotated[str, typer.Option(help="head, full or lora.")] = "lora",
+    method: Annotated[
+        str, typer.Option(help="head, full, lora, encoder_adapter, token_adapter, prefix or drug_conditional.")
+    ] = "lora",
+    method_option: Annotated[
+        list[str] | None,
+        typer.Option("--method-option", "-M", help="Setting of the method, e.g. -M rank=16; repeatable."),
+    ] = None,
     valid: Annotated[float, typer.Option(help="Share of the cells to hold out; 0: none.")] = 0.2,
     valid_data: Annotated[
         list[Path] | None, typer.Option(help="Held-out cells in files of their own, instead of a share; repeatable.")
@@ -335,8 +342,10 @@ def finetune(
     as_json: Json = False,
 ) -> None:
     """Train a model to predict a column of obs; `scfm predict` then applies it."""
+    from scfm.adaptation import method_of
     from scfm.finetuning import finetune as run
 
+    how = method_of(method, **dict(named_value(text) for text in method_option or ()))
     encoder = load_encoder(
         model, device=device, option=option, load_option=load_option, revision=revision, adapter=adapter
     )
@@ -345,7 +354,7 @@ def finetune(
         encoder,
         list(data) if len(data) > 1 else data[0],
         objective,
-        method=method,
+        method=how,
         valid=held_out,
         groups=groups,
         epochs=epochs,

@@ -29,6 +29,7 @@ API = {
         "scfm.finetuned",
         "scfm.heads",
         "scfm.adaptation",
+        "scfm.molecules",
         "scfm.splits",
         "scfm.training",
     ),

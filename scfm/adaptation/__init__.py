@@ -9,6 +9,7 @@ Everything is found by running the network once: which parameters, Linears and l
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from torch import Tensor
@@ -51,14 +52,17 @@ METHODS: dict[str, type[Method]] = {
 ADDING: dict[str, type[Adding]] = {kind: method for kind, method in METHODS.items() if issubclass(method, Adding)}
 
 
-def method_of(method: str | Method) -> Method:
-    """A method as it is, or by its name with its defaults; settings that mean nothing are refused."""
+def method_of(method: str | Method, **settings: Any) -> Method:
+    """A method as it is, or by its name, with settings or its defaults; those that mean nothing are refused."""
     if isinstance(method, str):
         if method not in METHODS:
             raise InputError(
                 f"method={method!r} is not known.", f"Pass {listing(METHODS)}, or one of Head(), Full(...), LoRA(...)."
             )
-        method = METHODS[method]()
+        known = [f.name for f in fields(METHODS[method])]
+        if odd := sorted(set(settings) - set(known)):
+            raise InputError(f"method {method!r} has no setting {listing(odd)}.", f"It has {listing(known) or 'none'}.")
+        method = METHODS[method](**settings)
     if not isinstance(method, Method):
         raise InputError(
             f"method is a {type(method).__name__}.", f"Pass {listing(METHODS)}, or Head(), Full(...), LoRA(...)."

@@ -15,6 +15,7 @@ import torch
 from anndata import AnnData
 
 import scfm
+from scfm.adaptation import METHODS
 from scfm.data import pbmc_demo
 from scfm.errors import CheckpointError, InputError, ResumeError
 
@@ -315,6 +316,7 @@ def test_the_folder_says_what_it_holds(encoder, cells, tmp_path):
 RUN = """
 import sys, os, signal, functools
 import scfm
+from scfm.adaptation import METHODS
 from scfm.data import pbmc_demo
 import scfm.training
 kill, folder, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
@@ -385,3 +387,37 @@ def test_nothing_is_predicted_for_empty_cells(encoder, cells):
         answer = tuned.predict(data, progress=False)
     assert answer.isna().all(axis=1).tolist() == [False, True, False]
     assert len(tuned.predict(cells[:0], progress=False)) == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (scfm.EncoderAdapter(hidden=0), "hidden=0"),
+        (scfm.EncoderAdapter(layers=9), "layers=9; mini has 3"),
+        (scfm.Prefix(layers="most"), "layers='most'"),
+        (scfm.Prefix(vectors=0), "vectors=0"),
+        ("drug_conditional", "needs a drug for every example"),
+    ],
+)
+def test_adapters_that_mean_nothing_are_refused(encoder, cells, method, message):
+    with pytest.raises(InputError, match=message):
+        scfm.finetune(encoder, cells, "cell_type", method=method, **QUICK)
+
+
+def test_additions_start_as_the_identity_and_have_scpefts_sizes():
+    """conventions of scPEFT, for scGPT's 12 layers of width 512: weights added, in the first half of the layers."""
+    from copy import deepcopy
+
+    from scfm.adaptation import adapt
+    from scfm.adapters.scgpt.network import ScGPTConfig, ScGPTNetwork
+    from scfm.tokenizers import Batch
+
+    torch.manual_seed(0)
+    network = ScGPTNetwork(ScGPTConfig(genes=30)).eval()
+    batch = Batch({"ids": torch.arange(1, 6)[None], "values": torch.rand(1, 5)}, {}, None)
+    before = network(batch).cells
+    for method, count in (("encoder_adapter", 790_272), ("token_adapter", 525_312), ("prefix", 24_576 + 6 * 8)):
+        other = deepcopy(network)
+        adapt(other, METHODS[method](), batch, name="scgpt")
+        assert sum(p.numel() for p in other.parameters() if p.requires_grad) == count, method
+        assert torch.equal(other.eval()(batch).cells, before), method
