@@ -83,8 +83,8 @@ def finetune(
         Column of `obs` (numbers: regression; anything else: classification), or an objective of `scfm.objectives`: `Classification`,
         `Regression`, `MultiLabel`, ...
     method
-        "head", "full", "lora", "encoder_adapter", "token_adapter", "prefix" or "drug_conditional", or one of `scfm.adaptation` with settings,
-        e.g. `LoRA(rank=16)`.
+        "head", "full", "lora", "encoder_adapter", "token_adapter", "prefix" or "drug_conditional", or a class of
+        `scfm.adaptation` with settings, e.g. `LoRA(rank=16)`.
     valid
         Held-out cells that decide which epoch is best: a share of `train`, data of their own, or None: the last epoch is taken.
     groups
