@@ -292,9 +292,9 @@ def known_entries(block: Block) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
     matrix = block.matrix
     tokens = block.alignment.tokens.astype(np.int32)[matrix.indices]
-    known = np.flatnonzero(tokens >= 0)
-    if len(known) == len(tokens):
+    if len(tokens) == 0 or tokens.min() >= 0:
         return tokens, matrix.data, matrix.indptr.astype(np.int64)
+    known = np.flatnonzero(tokens >= 0)
     return tokens[known], matrix.data[known], np.searchsorted(known, matrix.indptr)
 
 

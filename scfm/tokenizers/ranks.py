@@ -9,6 +9,7 @@ order of the columns.
 from __future__ import annotations
 
 import gzip
+import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,11 +20,9 @@ import numpy as np
 from scfm.cells import Block
 from scfm.errors import InputError
 from scfm.genes import Vocabulary
-from scfm.tokenizers.base import Tokenizer, Tokens, known_entries, ragged_positions
+from scfm.tokenizers.base import Tokenizer, Tokens, known_entries
 
 __all__ = ["RankTokenizer", "framed", "median_column", "ranked", "read_rank_table", "summed"]
-
-_ROWS = 64  # cells sorted at a time, of similar length: bounds the padded copy
 
 
 @dataclass(frozen=True)
@@ -139,35 +138,54 @@ def ranked(scores: np.ndarray, ids: np.ndarray, offsets: np.ndarray, most: int) 
         (n_rows + 1,) int64 of `order`.
     """
     lengths = np.diff(offsets)
+    longest = int(lengths.max(initial=0))
+    bits = longest.bit_length()
+    keys = _descending(scores)
+    keys &= np.uint64((1 << 64) - (1 << bits))
+    low, place = np.uint64((1 << bits) - 1), np.arange(longest, dtype=np.uint64)
+    order, same = np.empty(len(scores), dtype=np.int64), np.zeros(len(scores), dtype=bool)
+    bounds = offsets.tolist()
+    for begin, end in itertools.pairwise(bounds):  # row by row: all of it stays in the processor's cache
+        row = keys[begin:end]
+        row |= place[: end - begin]
+        row.sort()  # plain numbers: several times as fast as argsort
+        np.less_equal(row[1:] ^ row[:-1], low, out=same[begin + 1 : end])
+        np.bitwise_and(row, low, out=row)
+        np.add(row.view(np.int64), begin, out=order[begin:end])
+    _order_ties(order, same, scores, ids)
     kept = np.minimum(lengths, most)
     starts = np.concatenate([[0], np.cumsum(kept)])
-    order = np.empty(starts[-1], dtype=np.int64)
-    by_length = np.argsort(lengths, kind="stable")
-    for rows in np.array_split(by_length, max(1, len(by_length) // _ROWS)):
-        width = int(lengths[rows].max(initial=0))
-        if width == 0:
-            continue
-        keys = np.full((len(rows), width), np.inf)
-        keys[np.arange(width) < lengths[rows, None]] = -scores[ragged_positions(offsets[rows], lengths[rows])]
-        at = np.argsort(keys, axis=1)  # the fast, unstable sort; ties are put right below
-        _order_ties(at, np.take_along_axis(keys, at, axis=1), offsets[rows], ids)
-        order[ragged_positions(starts[rows], kept[rows])] = at[np.arange(width) < kept[rows, None]]
+    if starts[-1] < len(order):
+        order = np.concatenate([order[at : at + n] for at, n in zip(bounds, kept.tolist(), strict=False)])
     return order, starts
 
 
-def _order_ties(at: np.ndarray, keys: np.ndarray, begin: np.ndarray, ids: np.ndarray) -> None:
-    """Make sorted positions (n_rows, width) positions in the whole, and order those of equal keys by id; in place."""
-    at += begin[:, None]
-    same = np.zeros(keys.shape, dtype=bool)  # as the entry before it
-    np.equal(keys[:, 1:], keys[:, :-1], out=same[:, 1:])
-    same &= np.isfinite(keys)
-    if not same.any():
+def _descending(scores: np.ndarray) -> np.ndarray:
+    """Unsigned numbers that rise where finite scores fall (n,) uint64: the bits of IEEE 754, turned over."""
+    bits = (scores.astype(np.float64, copy=False) + 0.0).view(np.int64)  # -0.0 + 0.0 is 0.0
+    if len(bits) and bits.min() < 0:  # the bits of negative scores rise where they fall
+        bits ^= (bits >> np.int64(63)) & np.int64(2**63 - 1)
+        bits ^= np.int64(-(2**63))
+    return np.invert(bits, out=bits).view(np.uint64)
+
+
+def _order_ties(order: np.ndarray, same: np.ndarray, scores: np.ndarray, ids: np.ndarray) -> None:
+    """Order sorted entries whose scores share their first bits, by score, then by id; in place.
+
+    Parameters
+    ----------
+    same
+        (n,) bool: an entry shares these bits with the one before it in its row.
+    """
+    behind = np.flatnonzero(same)
+    before, after = order[behind - 1], order[behind]
+    if not ((scores[before] < scores[after]) | ((scores[before] == scores[after]) & (ids[before] > ids[after]))).any():
         return
     tied = same.copy()
-    tied[:, :-1] |= same[:, 1:]
-    run = np.cumsum(~same)[tied.reshape(-1)]
-    entries = at[tied]
-    at[tied] = entries[np.lexsort((ids[entries], run))]
+    tied[behind - 1] = True
+    run = np.cumsum(~same)[tied]
+    entries = order[tied]
+    order[tied] = entries[np.lexsort((ids[entries], -scores[entries], run))]
 
 
 def summed(
@@ -210,7 +228,8 @@ def framed(
     place = np.concatenate([[0], np.cumsum(np.maximum(real, width))])
     out = np.full(place[-1], fill, dtype=body.dtype)
     begin = place[:-1]
-    out[ragged_positions(begin + front, kept)] = body
+    for at, start, end in zip((begin + front).tolist(), offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+        out[at : at + end - start] = body[start:end]  # slices: no array of positions
     out[begin[:, None] + np.arange(front)] = before
     out[(begin + front + kept)[:, None] + np.arange(after.shape[1])] = after
     return out, place

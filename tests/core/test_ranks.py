@@ -46,6 +46,20 @@ def test_ranks_are_those_of_a_stable_sort_of_each_cell(rows: list[list[int]], mo
         assert matrix.indices[order[offsets[row] : offsets[row + 1]]].tolist() == expected
 
 
+CLOSE = st.sampled_from([0.0, -0.0, 1.0, 1.0 + 2.0**-52, 1.0 - 2.0**-53, 1e300, -1.0, -1.0 - 2.0**-50, 5e-324, -5e-324])
+
+
+@given(st.lists(st.lists(st.one_of(CLOSE, st.floats(-9, 9)), max_size=30), max_size=5), st.integers(1, 40), st.randoms())
+def test_scores_that_differ_in_their_last_bit_and_negative_ones_are_ranked_exactly(rows, most, random) -> None:
+    ids = [random.sample(range(1000), len(row)) for row in rows]
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+    flat, names = np.array(sum(rows, []), dtype=float), np.array(sum(ids, []), dtype=np.int32)
+    order, starts = ranked(flat, names, offsets, most)
+    for i, (row, known) in enumerate(zip(rows, ids, strict=True)):
+        expected = sorted(range(len(row)), key=lambda j: (-row[j], known[j]))[:most]
+        assert (order[starts[i] : starts[i + 1]] - offsets[i]).tolist() == expected
+
+
 def test_tokens_do_not_depend_on_the_order_of_the_columns() -> None:
     words = vocabulary()
     counts = np.random.default_rng(0).poisson(1.0, (70, 40))
