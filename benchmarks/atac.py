@@ -377,8 +377,7 @@ def tokens(args: argparse.Namespace) -> str:
     return (
         f"## Tokenization: {n} cells with {int(np.median(lengths)):,} open of {REGIONS:,} regions (median), context 8,192\n\n"
         "One thread, three rounds by turns, median (range). The loops are written here after the description of the original, whose code "
-        "is not run.\n\n"
-        + table(("code", "cells / s", "time / ours", "cells with equal tokens"), rows)
+        "is not run.\n\n" + table(("code", "cells / s", "time / ours", "cells with equal tokens"), rows)
     )
 
 

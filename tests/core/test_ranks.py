@@ -49,7 +49,9 @@ def test_ranks_are_those_of_a_stable_sort_of_each_cell(rows: list[list[int]], mo
 CLOSE = st.sampled_from([0.0, -0.0, 1.0, 1.0 + 2.0**-52, 1.0 - 2.0**-53, 1e300, -1.0, -1.0 - 2.0**-50, 5e-324, -5e-324])
 
 
-@given(st.lists(st.lists(st.one_of(CLOSE, st.floats(-9, 9)), max_size=30), max_size=5), st.integers(1, 40), st.randoms())
+@given(
+    st.lists(st.lists(st.one_of(CLOSE, st.floats(-9, 9)), max_size=30), max_size=5), st.integers(1, 40), st.randoms()
+)
 def test_scores_that_differ_in_their_last_bit_and_negative_ones_are_ranked_exactly(rows, most, random) -> None:
     ids = [random.sample(range(1000), len(row)) for row in rows]
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
