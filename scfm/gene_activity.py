@@ -27,14 +27,13 @@ from scfm.cells import Source, check_values
 from scfm.errors import InputError, listing
 from scfm.files import is_gzip
 from scfm.genes import feature_names, strip_version
-from scfm.regions import BUILDS, RegionIndex, Regions, possible_builds, require_build
+from scfm.regions import BUILDS, RegionIndex, Regions, build_in, possible_builds, require_build, with_prefix
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 __all__ = ["Genes", "activity_weights", "gene_activity"]
 
-_ASSEMBLIES = {"GRCh38": "hg38", "GRCh37": "hg19", "GRCm38": "mm10", "GRCm39": "mm39"}
 _ATTRIBUTE = re.compile(r'(\w+)\s+(?:"([^"]*)"|([^";\s]+))')
 
 
@@ -84,7 +83,7 @@ class Genes:
             with (gzip.open if is_gzip(path) else open)(path, "rt", encoding="utf-8") as file:
                 for number, line in enumerate(file, 1):
                     if line.startswith("#"):
-                        build = build or next((name for text, name in _ASSEMBLIES.items() if text in line), None)
+                        build = build or build_in(line)
                     elif line.strip():
                         fields = line.rstrip("\n").split("\t", 8)
                         kinds.add(fields[2] if len(fields) > 2 else "")
@@ -100,7 +99,7 @@ class Genes:
                 "Use a GTF with gene lines, such as those of GENCODE or Ensembl.",
             )
         symbols, chrom, start, end, strand = zip(*found.values(), strict=True)
-        prefixed = [name if name.startswith(("chr", "GL", "KI", "JH")) else f"chr{name}" for name in chrom]
+        prefixed = [with_prefix(name) for name in chrom]
         bodies = Regions(np.array(prefixed, dtype=object), np.array(start, np.int64), np.array(end, np.int64))
         ids = np.array(strip_version(list(found)), dtype=object)
         return cls(

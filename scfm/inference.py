@@ -6,19 +6,18 @@ Reading and tokenizing run in a background thread while the network computes (`s
 from __future__ import annotations
 
 import os
-import queue
 import sys
-import threading
 import warnings
 from collections import deque
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scfm.ahead import ahead_of
 from scfm.cells import (
     Data,
     Source,
@@ -45,44 +44,6 @@ __all__ = [
     "provenance",
     "resolve_device",
 ]
-
-T = TypeVar("T")
-
-
-def _ahead(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
-    """The same items, produced by a background thread that keeps `depth` of them ready."""
-    ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
-    stop = threading.Event()
-    end = object()
-
-    def put(item: Any) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def produce() -> None:
-        try:
-            for item in items:
-                if not put(item):
-                    return
-            put(end)
-        except BaseException as error:  # handed to the consumer, who raises it
-            put(error)
-
-    thread = threading.Thread(target=produce, name="scfm-reader", daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not end:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        thread.join()
 
 
 @dataclass(frozen=True)
@@ -156,7 +117,7 @@ def encode(
         engine = stack.enter_context(engine_of(encoder, run, left, devices))
         advance = stack.enter_context(progress_bar(sum(sizes.values()), progress, encoder.name))
         advance(sum(sizes.values()) - left)
-        blocks = _ahead(tokenized(encoder, reading, seed, done=done, numbers=numbers))
+        blocks = ahead_of(tokenized(encoder, reading, seed, done=done, numbers=numbers))
         waiting: deque[tuple[TokenBlock, Pending]] = deque()
 
         def finished() -> BlockResult:

@@ -31,11 +31,13 @@ __all__ = [
     "RegionIndex",
     "Regions",
     "align_regions",
+    "build_in",
     "lift_over",
     "overlap_matrix",
     "overlaps",
     "possible_builds",
     "require_build",
+    "with_prefix",
 ]
 
 _NAME = r"^(?P<chrom>.+?)[:\-_](?P<start>[\d,]+)[\-_](?P<end>[\d,]+)$"
@@ -89,6 +91,25 @@ BUILDS = {
 }
 
 
+_ASSEMBLIES = {
+    "hg38": r"GRCh38|hg38",
+    "hg19": r"GRCh37|hg19|b37",
+    "mm10": r"GRCm38|mm10",
+    "mm39": r"GRCm39|mm39",
+}
+
+
+def build_in(text: str) -> str | None:
+    """The build that a text names, e.g. "hg38" for ``refdata-cellranger-arc-GRCh38-2020-A``; None where it names none, or several."""
+    found = [name for name, pattern in _ASSEMBLIES.items() if re.search(pattern, text, re.IGNORECASE)]
+    return found[0] if len(found) == 1 else None
+
+
+def with_prefix(contig: str) -> str:
+    """A contig's name as UCSC spells it: with "chr", but for unplaced scaffolds."""
+    return contig if contig.startswith(("chr", "GL", "KI", "JH")) else f"chr{contig}"
+
+
 @dataclass(frozen=True)
 class Regions:
     """Regions in the order of a vocabulary or a matrix's columns.
@@ -118,9 +139,17 @@ class Regions:
     @cached_property
     def contigs(self) -> list[str]:
         """Names of the chromosomes, sorted."""
+        return sorted(self.furthest)
+
+    @cached_property
+    def furthest(self) -> dict[str, int]:
+        """Chromosome -> end of its last region."""
         import pandas as pd
 
-        return sorted(pd.unique(self.chrom))  # np.unique would sort all regions by name
+        codes, names = pd.factorize(self.chrom)  # np.unique would sort all regions by name
+        ends = np.zeros(len(names), dtype=np.int64)
+        np.maximum.at(ends, codes, self.end)
+        return dict(zip(names.tolist(), ends.tolist(), strict=True))
 
     @classmethod
     def from_names(cls, names: Iterable[str]) -> Regions:
@@ -182,9 +211,7 @@ class Regions:
                 f"{bad:,} regions end at or before their start, first {chrom.iloc[at]}:{start[at]}-{end[at]}."
             )
         names = chrom.astype("category")
-        prefixed = [
-            name if name.startswith(("chr", "GL", "KI", "JH")) else f"chr{name}" for name in names.cat.categories
-        ]
+        prefixed = [with_prefix(name) for name in names.cat.categories]
         return cls(np.array(prefixed, dtype=object)[names.cat.codes.to_numpy()], start, end)
 
     def take(self, rows: np.ndarray) -> Regions:
@@ -198,16 +225,33 @@ def possible_builds(regions: Regions) -> list[str]:
     Unplaced contigs are not looked at.
     """
     fitting = []
-    names = [name for name in regions.contigs if re.fullmatch(r"chr(\d+|[XY])", name)]
-    furthest = {name: int(regions.end[regions.chrom == name].max()) for name in names}
+    furthest = {name: end for name, end in regions.furthest.items() if re.fullmatch(r"chr(\d+|[XY])", name)}
     for build in BUILDS.values():
         if all(end <= build.lengths.get(name, 0) for name, end in furthest.items()):
             fitting.append(build.name)
     return fitting
 
 
-def require_build(regions: Regions, needed: str, *, stated: str | None, model: str) -> None:
+def require_build(
+    regions: Regions,
+    needed: str,
+    *,
+    stated: str | None,
+    model: str,
+    what: str = "regions",
+    reads: str = "reads",
+    fix: str | None = None,
+) -> None:
     """Refuse regions of another genome build.
+
+    Parameters
+    ----------
+    needed
+        Build that `model` reads.
+    stated
+        Build that the user or the file names; None looks at the lengths of the chromosomes alone.
+    what, reads, fix
+        Words of the message: what the regions are, what `model` does with its build, and what it advises.
 
     Raises
     ------
@@ -216,27 +260,27 @@ def require_build(regions: Regions, needed: str, *, stated: str | None, model: s
     SpeciesError
         Only builds of another species fit.
     """
-    lift = (
+    fix = fix or (
         f"Lift over first: scfm.regions.lift_over(regions, 'hg19ToHg38.over.chain.gz'), or call peaks on {needed}; "
         "nothing is lifted silently."
     )
     if stated is not None and stated != needed:
-        raise InputError(f"the regions are stated to be {stated}; {model} reads {needed}.", lift)
+        raise InputError(f"the {what} are stated to be {stated}; {model} {reads} {needed}.", fix)
     possible = possible_builds(regions)
     if needed in possible:
         return
     species = {BUILDS[name].species for name in possible}
     if species and BUILDS[needed].species not in species:
         raise SpeciesError(
-            f"the regions fit {listing(possible)} only; {model} reads {needed} ({BUILDS[needed].species})."
+            f"the {what} fit {listing(possible)} only; {model} {reads} {needed} ({BUILDS[needed].species})."
         )
     if possible:
         raise InputError(
-            f"the regions fit {listing(possible)} and reach beyond the chromosomes of {needed}, which {model} reads.",
-            lift,
+            f"the {what} fit {listing(possible)} and reach beyond the chromosomes of {needed}; {model} {reads} {needed}.",
+            fix,
         )
     raise InputError(
-        f"the regions reach beyond the chromosomes of {listing(BUILDS)}; {model} reads {needed}.",
+        f"the {what} reach beyond the chromosomes of {listing(BUILDS)}; {model} {reads} {needed}.",
         "Check the coordinates.",
     )
 
@@ -271,7 +315,14 @@ class RegionIndex:
 
     def query(self, chrom: np.ndarray, start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """All pairs (query, reference) that share at least one base, two (n_pairs,) int64 arrays, by query then by coordinate."""
-        offset = _joint(chrom, self._codes)
+        return self.query_at(_joint(chrom, self._codes), start, end)
+
+    def offsets(self, contigs: Iterable[str]) -> np.ndarray:
+        """Where contigs begin on the joint axis of the reference (n,) int64; -1 for those on which it has nothing."""
+        return np.array([self._codes[name] * _CHROMOSOME if name in self._codes else -1 for name in contigs], np.int64)
+
+    def query_at(self, offset: np.ndarray, start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `query`, with the `offsets` of the chromosomes."""
         known = np.flatnonzero(offset >= 0)
         begin, finish = offset[known] + start[known], offset[known] + end[known]
         first = np.searchsorted(self._furthest, begin, side="right")  # earlier ones all end at or before `begin`
@@ -342,9 +393,10 @@ def align_regions(
     spelled[rows] = peaks.names
     tokens = vocabulary.lookup(spelled)
     known, projection = tokens >= 0, None
+    stated = _stated_build(var, rows)
+    if vocabulary.build is not None and (map_genes or stated is not None):
+        require_build(peaks, vocabulary.build, stated=stated, model=model)
     if map_genes:
-        if vocabulary.build is not None:
-            require_build(peaks, vocabulary.build, stated=None, model=model)
         tokens = vocabulary.genes
         overlapping = overlap_matrix(peaks, Regions.from_names([vocabulary.tokens[i] for i in tokens])).tocoo()
         entries = (overlapping.data, (rows[overlapping.row], overlapping.col))
@@ -372,6 +424,13 @@ def align_regions(
             fix = f"Pass map_genes=True to count these peaks in the {where} they overlap, or start from fragments."
         raise GeneMatchError(f"{report.matched:,} of {report.features:,} peaks {how} regions of {model}.", fix)
     return Alignment(tokens, names, report, projection)
+
+
+def _stated_build(var: pd.DataFrame, rows: np.ndarray) -> str | None:
+    """The build in `var["genome"]`, where Cell Ranger writes its reference; None where there is none, or it says nothing known."""
+    if "genome" not in var.columns:
+        return None
+    return build_in(" ".join(sorted(set(var["genome"].iloc[rows].astype(str)))))
 
 
 def lift_over(regions: Regions, chain: str | PathLike[str]) -> tuple[Regions, np.ndarray]:

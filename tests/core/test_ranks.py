@@ -55,7 +55,7 @@ CLOSE = st.sampled_from([0.0, -0.0, 1.0, 1.0 + 2.0**-52, 1.0 - 2.0**-53, 1e300, 
 def test_scores_that_differ_in_their_last_bit_and_negative_ones_are_ranked_exactly(rows, most, random) -> None:
     ids = [random.sample(range(1000), len(row)) for row in rows]
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
-    flat, names = np.array(sum(rows, []), dtype=float), np.array(sum(ids, []), dtype=np.int32)
+    flat, names = np.array([x for row in rows for x in row], float), np.array([i for row in ids for i in row], np.int32)
     order, starts = ranked(flat, names, offsets, most)
     for i, (row, known) in enumerate(zip(rows, ids, strict=True)):
         expected = sorted(range(len(row)), key=lambda j: (-row[j], known[j]))[:most]
