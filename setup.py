@@ -25,7 +25,6 @@ setup(
                 "safetensors",
                 "json",
                 "html.j2",
-                "sbatch",
             )
         ]
         + ["py.typed"]

@@ -9,7 +9,7 @@ import numpy as np
 
 from scfm.errors import InputError
 
-__all__ = ["Estimate", "bootstrap", "bootstrap_mean"]
+__all__ = ["Estimate", "bootstrap", "bootstrap_all", "bootstrap_mean"]
 
 FEW_GROUPS = 5
 """Below so many donors or studies, cells are resampled: the interval then describes these cells only."""
@@ -89,6 +89,32 @@ def bootstrap(
     Estimate
         The interval is NaN where fewer than half of the draws have a value.
     """
+    return bootstrap_all(
+        lambda rows: np.array([statistic(rows)]), n, groups=groups, level=level, resamples=resamples, seed=seed
+    )[0]
+
+
+def bootstrap_all(
+    statistics: Callable[[np.ndarray], np.ndarray],
+    n: int,
+    *,
+    groups: np.ndarray | None = None,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> list[Estimate]:
+    """Several statistics of the same resampled cells, each with its interval; arguments as for `bootstrap`.
+
+    Parameters
+    ----------
+    statistics
+        Called with rows (m,) int64; gives (s,) float64.
+
+    Returns
+    -------
+    list[Estimate]
+        One for each statistic.
+    """
     if n < 1 or (groups is not None and len(groups) != n):
         raise InputError(f"{n} cells and {'no' if groups is None else len(groups)} groups.", "Give each cell a group.")
     rng = np.random.default_rng(seed)
@@ -98,15 +124,22 @@ def bootstrap(
         numbers = np.unique(groups, return_inverse=True)[1]
         if numbers.max() + 1 >= FEW_GROUPS:
             members = [rows[numbers == g] for g in range(numbers.max() + 1)]
-    draws = np.empty(resamples)
+    values = np.asarray(statistics(rows), dtype=np.float64)
+    draws = np.empty((resamples, len(values)))
     for i in range(resamples):
         if members is None:
             drawn = rng.integers(0, n, n)
         else:
             drawn = np.concatenate([members[g] for g in rng.integers(0, len(members), len(members))])
-        draws[i] = statistic(drawn)
+        draws[i] = statistics(drawn)
+    unit = "cells" if members is None else "groups"
+    return [Estimate(float(v), *_ends(column, level), unit) for v, column in zip(values, draws.T, strict=True)]
+
+
+def _ends(draws: np.ndarray, level: float) -> tuple[float, float]:
+    """The percentile interval of the draws that have a value."""
     valid = draws[np.isfinite(draws)]
-    low, high = (
-        (np.nan, np.nan) if len(valid) < resamples / 2 else np.quantile(valid, [(1 - level) / 2, (1 + level) / 2])
-    )
-    return Estimate(float(statistic(rows)), float(low), float(high), "cells" if members is None else "groups")
+    if len(valid) < max(len(draws) / 2, 1):
+        return float("nan"), float("nan")
+    low, high = np.quantile(valid, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -1,1 +1,0 @@
-"""Files that start recipes on several processes and machines: torchrun, accelerate, SLURM. docs/clusters.md says how."""
