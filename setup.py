@@ -25,6 +25,7 @@ setup(
                 "safetensors",
                 "json",
                 "html.j2",
+                "sbatch",
             )
         ]
         + ["py.typed"]

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from scfm.cli_recipes import add_commands
 from scfm.errors import (
     CheckpointError,
     DownloadError,
@@ -432,6 +433,9 @@ def predict(
         print_json({"out": str(out), "cells": len(table), "columns": list(table.columns), "model": encoder.name})
     elif not quiet:
         typer.echo(f"{out}: {len(table):,} cells ({encoder.name})")
+
+
+add_commands(app)
 
 
 @app.command()

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scfm.adaptation import Adapted, Head, Method, adapt, method_of
+from scfm.adaptation import Adapted, Head, Method, adapt, layers_of, method_of
 from scfm.cells import Data, Values
 from scfm.encoder import CellEncoder
 from scfm.errors import CapabilityError, InputError, listing
@@ -29,6 +29,7 @@ from scfm.labelled import Sides, digest, divide, read_labelled
 from scfm.objectives import Objective, Target
 from scfm.provenance import versions
 from scfm.runs import claim, guest, on_first, processes
+from scfm.sharding import shard_requested
 from scfm.splits import Split
 from scfm.tokenizers.base import Batch, Tokens
 from scfm.training import Settings, TrainingModel
@@ -185,6 +186,7 @@ def finetune(
             folder=folder,
             last=last,
             advance=advance,
+            units=parts.units,
         )
     return parts.finished(sides, record, history, groups)
 
@@ -284,6 +286,8 @@ class _Parts:
     model: TrainingModel
     training: Cells
     held_out: Cells | None
+    units: frozenset[str] = frozenset()
+    """Class names of the layers that make the embedding."""
 
     @classmethod
     def made(cls, encoder: CellEncoder, how: Method, sides: Sides, head_dropout: float, seed: int) -> _Parts:
@@ -301,15 +305,18 @@ class _Parts:
         if isinstance(how, Head):
             for parameter in base.network.parameters():
                 parameter.requires_grad_(False)
-            adapted = Adapted({})
+            adapted, units = Adapted({}), frozenset[str]()
             inputs = [None if side is None else embeddings(base, side) for side in both]
         else:
+            probe, request = _probe(base, sides.training), target.request(base.network)
+            layers = layers_of(base.network, probe, request) if shard_requested() else []
+            units = frozenset(type(base.network.get_submodule(name)).__name__ for name in layers)
             adapted = adapt(
                 base.network,
                 how,
-                _probe(base, sides.training),
+                probe,
                 name=base.name,
-                request=target.request(base.network),
+                request=request,
                 whole=fresh,
             )
             inputs = [None if side is None else side.tokens for side in both]
@@ -320,7 +327,7 @@ class _Parts:
         assert training is not None
         buffers = {name: tensor.clone() for name, tensor in base.network.named_buffers()}
         model = TrainingModel(None if isinstance(how, Head) else base.network, head, target, adapted.frozen)
-        return cls(base, head, how, adapted, fresh, buffers, model, training, held_out)
+        return cls(base, head, how, adapted, fresh, buffers, model, training, held_out, units)
 
     def finished(
         self, sides: Sides, record: dict[str, Any], history: list[dict[str, Any]], groups: str | None

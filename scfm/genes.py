@@ -399,3 +399,11 @@ def gene_rows(vocabulary: Vocabulary, genes: Sequence[str] | None) -> np.ndarray
         unknown = [name for name, row in zip(genes, rows, strict=True) if row < 0]
         raise GeneMatchError(f"{len(unknown)} of {len(rows)} genes are unknown to the model: {listing(unknown)}.")
     return rows
+
+
+def gene_ids(vocabulary: Vocabulary, names: Sequence[str]) -> np.ndarray:
+    """Token ids of gene names (n,) int64, -1 where unknown; symbols and Ensembl ids are mapped to each other where needed."""
+    ids = vocabulary.lookup(names)
+    if (unknown := ids < 0).any():
+        ids[unknown] = vocabulary.lookup(_mapped(np.array(names, dtype=object)[unknown], vocabulary))
+    return ids

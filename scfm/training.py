@@ -7,7 +7,8 @@ gathered, the first one writes.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from scfm.examples import Cells
 from scfm.objectives.base import Target
 from scfm.runs import STATE
 from scfm.sampling import HeldOutBatches, LengthBuckets, class_chances
+from scfm.sharding import copied_into, shard_requested, sharded_trainer, whole
 
 __all__ = ["Settings", "TrainingModel", "train"]
 
@@ -70,14 +72,14 @@ class TrainingModel(nn.Module):
         """The loss () and what scores are computed from (b, ...), of a batch of `Cells.collate`."""
         return self._target.step(self.network, self.head, inputs)
 
-    def trained(self, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """What training can change: weights that are not frozen, and buffers; of this module, or of its gathered `state`."""
+    def kept(self) -> dict[str, Tensor]:
+        """Tensors that training can change, as they are: weights that are not frozen, and buffers."""
         frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
-        return {
-            name: tensor.detach().cpu().contiguous().clone()
-            for name, tensor in (self.state_dict() if state is None else state).items()
-            if name not in frozen
-        }
+        return {name: tensor for name, tensor in self.state_dict().items() if name not in frozen}
+
+    def trained(self) -> dict[str, Tensor]:
+        """Copies of `kept` on the CPU."""
+        return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.kept().items()}
 
 
 def parameter_groups(model: TrainingModel, rates: Mapping[str, float], settings: Settings) -> list[dict[str, Any]]:
@@ -141,14 +143,23 @@ class _Plan:
         return self.target.scores(np.asarray(found.predictions)[once], np.asarray(labels)[once])
 
 
-def _trainer(plan: _Plan) -> type:
-    """Trainer with our batches, and files with what was trained only."""
+def _trainer(plan: _Plan, rates: Mapping[str, float], units: Collection[str]) -> type:
+    """Trainer with our batches and rates, and files with what was trained only."""
     transformers = optional("transformers", extra="finetune", purpose="fine-tuning")
     from safetensors.torch import load_file, save_file
 
     settings, model = plan.settings, plan.model
 
-    class Run(transformers.Trainer):  # type: ignore[name-defined]
+    base = sharded_trainer(transformers.Trainer, units) if shard_requested() else transformers.Trainer
+
+    class Run(base):  # type: ignore[valid-type,misc]
+        optimizer: Any
+
+        def create_optimizer(self, model: Any = None) -> Any:
+            if self.optimizer is None:
+                self.optimizer = torch.optim.AdamW(parameter_groups(plan.model, rates, settings))
+            return self.optimizer
+
         def get_train_dataloader(self) -> Any:
             sampler = LengthBuckets(
                 plan.cells,
@@ -171,13 +182,13 @@ def _trainer(plan: _Plan) -> type:
             if self.args.should_save:
                 path = Path(output_dir or self.args.output_dir)
                 path.mkdir(parents=True, exist_ok=True)
-                save_file(model.trained(state_dict), path / WEIGHTS)
+                save_file(model.trained() if state_dict is None else state_dict, path / WEIGHTS)
 
         def _read(self, path: Path) -> None:
             tensors = load_file(path / WEIGHTS, device=str(plan.device))
-            _, unexpected = model.load_state_dict(tensors, strict=False)
-            if unexpected or set(tensors) != set(model.trained()):
+            if set(tensors) != set(model.kept()):
                 raise ResumeError(f"{path} holds weights of another network.")
+            copied_into(model, tensors)
 
         def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
             self._read(Path(resume_from_checkpoint))
@@ -253,6 +264,7 @@ def train(
     folder: Path,
     last: Path | None,
     advance: Callable[[int], None],
+    units: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """Train; the model then has the weights of the best epoch (of the last one without held-out cells).
 
@@ -264,6 +276,8 @@ def train(
         Checkpoint to continue from.
     advance
         Called with the number of cells that were trained on.
+    units
+        Class names of the modules that processes gather one at a time, where each holds a part of the model only.
 
     Returns
     -------
@@ -271,14 +285,16 @@ def train(
         One entry an epoch: `epoch`, `loss`, scores of the held-out cells as `valid_<name>`, and whether it is the `best`.
     """
     transformers = optional("transformers", extra="finetune", purpose="fine-tuning")
-    plan = _Plan(model, cells, held_out, target, settings, device, folder, advance)
+    # sharding replaces the modules of what it is given
+    plan = _Plan(
+        deepcopy(model) if shard_requested() else model, cells, held_out, target, settings, device, folder, advance
+    )
     watched = held_out is not None
-    run = _trainer(plan)(
-        model=model,
+    run = _trainer(plan, rates, units)(
+        model=plan.model,
         args=_arguments(plan),
         train_dataset=cells,
         eval_dataset=held_out,
-        optimizers=(torch.optim.AdamW(parameter_groups(model, rates, settings)), None),
         compute_metrics=plan.scores,
         callbacks=[_watch(plan)],
     )
@@ -287,8 +303,11 @@ def train(
     if last is not None and (state := _finished(last, plan)) is not None:
         best = folder / f"checkpoint-{state['best_global_step']}" if watched else last
         run._read(best)
+        copied_into(model, plan.model.trained())
         return _history(state["log_history"], state["best_global_step"] if watched else None)
     run.train(resume_from_checkpoint=None if last is None else str(last))
+    if plan.model is not model:
+        copied_into(model, whole(plan.model.kept()))
     if not all(torch.isfinite(tensor).all() for tensor in model.trained().values() if tensor.is_floating_point()):
         raise InputError(
             "training diverged: weights are not finite.", f"Pass learning_rate= below {settings.learning_rate:g}."

@@ -1,19 +1,28 @@
-"""Settings of the recipe, read from YAML; unknown keys are refused."""
+"""The kind of recipe "pretrain_mini" and its settings; unknown keys are refused."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from scfm.errors import InputError
+from scfm.errors import InputError, listing
+from scfm.plans import Plan, Recipe
+from scfm.plans import Strict as _Frozen
 
-__all__ = ["Config", "CorpusConfig", "NetworkConfig", "SetConfig", "StageConfig", "TrainConfig", "ViewConfig"]
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+__all__ = [
+    "Config",
+    "PretrainMini",
+    "CorpusConfig",
+    "NetworkConfig",
+    "SetConfig",
+    "StageConfig",
+    "TrainConfig",
+    "ViewConfig",
+]
 
 
 class SetConfig(_Frozen):
@@ -92,22 +101,59 @@ class TrainConfig(_Frozen):
 
 
 class Config(_Frozen):
-    """The whole recipe.
-
-    Raises
-    ------
-    InputError
-        From `read`, when the file has an unknown key or a value of the wrong kind.
-    """
+    """All that decides the outcome; in the recipe `pretrain_mini.yaml` beside what is not."""
 
     corpus: CorpusConfig
     network: NetworkConfig = NetworkConfig()
     train: TrainConfig
 
-    @classmethod
-    def read(cls, path: Path) -> Config:
-        """Read YAML."""
-        try:
-            return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-        except (ValidationError, yaml.YAMLError) as error:
-            raise InputError(f"{path} is not a configuration of pretrain_mini: {error}") from error
+
+class PretrainMini(Recipe):
+    """The kind of recipe that trains mini, or an encoder of its architecture on other cells.
+
+    Raises
+    ------
+    InputError
+        Files of the corpus are missing, or hold no cells.
+    """
+
+    kind: Literal["pretrain_mini"]
+    data: Path | None = None
+    """Folder the paths of the corpus are below."""
+    corpus: CorpusConfig
+    network: NetworkConfig = NetworkConfig()
+    train: TrainConfig
+
+    @property
+    def config(self) -> Config:
+        """What decides the outcome."""
+        return Config(corpus=self.corpus, network=self.network, train=self.train)
+
+    def _data(self) -> Path:
+        if self.data is None:
+            raise InputError("data is not set: the folder with the training sets.", "Add data=FOLDER.")
+        paths = [self.data / name for of in self.corpus.sets for name in (of.path, of.leave_out) if name is not None]
+        if missing := [str(path) for path in paths if not path.is_file()]:
+            raise InputError(
+                f"there is no file {listing(missing)}.", "Set data= to the folder that corpus.sets is below."
+            )
+        return self.data
+
+    def plan(self) -> Plan:
+        """What `run` would do."""
+        from scfm.recipes.pretrain_mini import recipe
+
+        return recipe.planned(self.title, self.config, self._data(), self.out)
+
+    def run(self, *, progress: bool | None = None) -> Mapping[str, Any]:
+        """Train, and write weights, log.csv and loss.png to `out`."""
+        from scfm.recipes.pretrain_mini import recipe
+
+        data, out = self._data(), self.folder()
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise InputError(
+                "pretrain_mini trains in one process.", "Start it without torchrun; pretrain_masked trains in several."
+            )
+        encoder = recipe.pretrain(self.config, data, weights=out, results=out)
+        self.write(out)
+        return {"out": str(out), "model": encoder.name, "metrics": recipe.last_losses(out)}

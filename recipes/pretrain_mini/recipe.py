@@ -13,6 +13,7 @@ from scfm.adapters.mini import Mini, MiniConfig
 from scfm.cards import ModelCard
 from scfm.checkpoint import WEIGHTS, Checkpoint
 from scfm.genes import Vocabulary
+from scfm.plans import Plan
 from scfm.recipes.pretrain_mini import evaluation
 from scfm.recipes.pretrain_mini.components import start_from_components
 from scfm.recipes.pretrain_mini.config import Config
@@ -65,6 +66,34 @@ def pretrain(config: Config, data: Path, *, weights: Path, results: Path) -> Min
     (weights / WEIGHTS).chmod(0o644)
     encoder.network.float()
     return encoder
+
+
+def planned(title: str, config: Config, data: Path, out: Path | None) -> Plan:
+    """What `pretrain` would do."""
+    groups, vocabulary = assemble(config.corpus, data)
+    encoder = untrained(config, vocabulary)
+    weights = sum(p.numel() for p in encoder.network.parameters())
+    sets = {group.name: f"{group.counts.shape[0]:,} cells, {group.share:.0%} of the batches" for group in groups}
+    stages = {
+        f"stage {i}": f"{stage.steps:,} steps of {stage.cells} cells, "
+        f"{'all' if stage.layers is None else stage.layers} layers, learning rate {stage.learning_rate:g}"
+        for i, stage in enumerate(config.train.stages, 1)
+    }
+    return Plan(
+        title,
+        {
+            "data": {**sets, "vocabulary": f"{len(vocabulary):,} tokens"},
+            "model": {"parameters": f"{weights:,}", "trained": "all", "device": "cpu"},
+            "training": stages,
+            "result": {"out": out},
+        },
+    )
+
+
+def last_losses(folder: Path, steps: int = 50) -> dict[str, float]:
+    """Losses of the last steps of the run whose log a folder holds, their mean."""
+    log = pd.read_csv(folder / "log.csv").tail(steps)
+    return {name: float(log[name].mean()) for name in ("loss", "reconstruction", "contrast")}
 
 
 def evaluate(config: Config, data: Path, *, weights: Path, results: Path) -> str:

@@ -71,7 +71,8 @@ def response(
     predicted, control
         (n_rows, n_genes) expression under the condition, and of the same cells before it; both in `values`.
     obs
-        (n_rows) with a column "condition".
+        (n_rows) with a column "condition". Where its names are repeated, since the same cells are predicted under several conditions,
+        the condition is added to them.
     var
         (n_genes).
     values
@@ -106,6 +107,8 @@ def response(
         raise InputError(f"{predictor} predicts missing or infinite values.")
     if values == "counts" and (data < 0).any():
         raise InputError(f"{predictor} predicts negative counts.", "Pass values='lognorm' for log expression.")
+    if not obs.index.is_unique:
+        obs = obs.set_axis([f"{name} {c}" for name, c in zip(obs.index, obs["condition"], strict=True)])
     what = {"predictor": predictor, "values": values, "level": level, "target_sum": target_sum or 0.0}
     made = anndata.AnnData(
         obs=obs.copy(),

@@ -7,11 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from scipy import sparse
 from sklearn.metrics import f1_score
 
 import scfm
 from scfm.errors import InputError
+from scfm.plans import find, read, train
 from scfm.recipes.pretrain_mini import evaluation, recipe
 from scfm.recipes.pretrain_mini.config import Config, ViewConfig
 from scfm.recipes.pretrain_mini.corpus import assemble
@@ -109,10 +111,24 @@ def test_halves_add_up_and_views_show_less() -> None:
 
 
 def test_unknown_settings_are_refused(tmp_path: Path) -> None:
-    text = (Path(recipe.__file__).parent / "config.yaml").read_text()
-    (tmp_path / "config.yaml").write_text(text.replace("min_cells", "min_cell"))
-    with pytest.raises(InputError, match="min_cell"):
-        Config.read(tmp_path / "config.yaml")
+    (tmp_path / "own.yaml").write_text(find("pretrain_mini").read_text().replace("min_cells", "min_cell"))
+    with pytest.raises(InputError, match=r"corpus.min_cell is no key. Did you mean 'min_cells'"):
+        read(tmp_path / "own.yaml")
+
+
+def test_the_command_trains_as_the_recipe_says(data: Path, config: Config, tmp_path: Path) -> None:
+    content = {"kind": "pretrain_mini", "title": "made up", **config.model_dump(mode="json")}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match="there is no file"):
+        train(tmp_path / "own.yaml", {"data": str(tmp_path / "nowhere"), "out": str(tmp_path / "out")})
+    short = {"train.stages": [{"steps": 3, "cells": 8, "context": 40}], "data": str(data), "out": str(tmp_path / "out")}
+    plan = str(read(tmp_path / "own.yaml", short).plan())
+    assert "3 steps of 8 cells" in plan
+    assert not (tmp_path / "out").exists()
+    summary = train(tmp_path / "own.yaml", short)
+    assert summary["metrics"]["loss"] == pd.read_csv(tmp_path / "out/log.csv")["loss"].mean()
+    assert read(tmp_path / "out/recipe.yaml") == read(tmp_path / "own.yaml", short)
+    assert scfm.load(tmp_path / "out", device="cpu").embed(cells(3, 5), progress=False).shape == (3, 16)
 
 
 def test_macro_f1_is_that_of_scikit_learn() -> None:

@@ -1,0 +1,1 @@
+"""Files that start recipes on several processes and machines: torchrun, accelerate, SLURM. docs/clusters.md says how."""

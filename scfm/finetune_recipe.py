@@ -1,0 +1,304 @@
+"""The kind of recipe "finetune": `scfm.finetune` from a file. Its keys are the arguments of `finetune`, of objectives and of methods."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from functools import cache
+from importlib import import_module, resources
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, create_model, field_validator
+
+from scfm.errors import InputError, listing
+from scfm.plans import Plan, Recipe, Strict, near, validated
+
+__all__ = ["FineTuneRecipe"]
+
+SHIPPED_DATA = "scfm:"
+"""Before the name of a data set that is in the package, e.g. scfm:pbmc_demo."""
+ELSEWHERE = {
+    *("encoder", "train", "objective", "method", "valid", "groups"),
+    *("layer", "gene_column", "map_genes", "values", "checkpoints", "resume", "progress"),
+}
+"""Arguments of `finetune` with a section of their own, or that are no setting."""
+
+
+class ModelSection(Strict):
+    """As for `scfm.load`."""
+
+    name: str
+    revision: str | None = None
+    adapter: str | None = None
+    weights: str | None = None
+    device: str = "auto"
+    fresh: bool = False
+    """Begin with random weights of the model's sizes, drawn from train.seed: pre-training."""
+    load: dict[str, Any] = {}
+    """Options of its loading."""
+    tokenizer: dict[str, Any] = {}
+    """Options of its tokenizer, e.g. context."""
+
+
+class DataSection(Strict):
+    """The cells."""
+
+    train: str | list[str] | None = None
+    valid: float | str | list[str] | None = 0.2
+    """A share, or files of their own."""
+    groups: str | None = None
+    layer: str | None = None
+    gene_column: str | None = None
+    map_genes: bool = False
+    values: Literal["counts", "lognorm", "any"] | None = None
+
+    def training(self) -> list[Path]:
+        """Files with training cells."""
+        if self.train is None:
+            raise InputError("data.train is not set: the file with the training cells.", "Add data.train=cells.h5ad.")
+        return _files(self.train, "data.train")
+
+    def held_out(self) -> list[Path] | float | None:
+        """Files with held-out cells, or their share."""
+        return _files(self.valid, "data.valid") if isinstance(self.valid, str | list) else self.valid
+
+
+class FineTuneRecipe(Recipe):
+    """Fine-tune, or with `model.fresh` pre-train, an encoder."""
+
+    kind: Literal["finetune"]
+    model: ModelSection
+    data: DataSection
+    objective: dict[str, Any]
+    method: dict[str, Any] = {"kind": "lora"}
+    train: dict[str, Any] = {}
+    checkpoints: Path | None = None
+    """Default: beside `out`, with the ending .checkpoints."""
+    resume: bool = True
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _objective(cls, value: Any) -> dict[str, Any]:
+        return _of_kind("objective", value, _objectives())
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _method(cls, value: Any) -> dict[str, Any]:
+        return _of_kind("method", value, _methods())
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _train(cls, value: Any) -> dict[str, Any]:
+        return _section("train", _training_settings(), {} if value is None else value)
+
+    def encoder(self) -> Any:
+        """The encoder to begin with."""
+        from scfm.loading import load
+
+        model = self.model
+        encoder = load(
+            model.name,
+            revision=model.revision,
+            adapter=model.adapter,
+            weights=model.weights,
+            device=model.device,
+            **model.load,
+        )
+        if model.fresh:
+            encoder = _fresh(encoder, int(self.train.get("seed", 0)))
+        return encoder.with_options(**_tuples(model.tokenizer)) if model.tokenizer else encoder
+
+    def arguments(self) -> dict[str, Any]:
+        """Of `finetune`, but for the encoder; the data are looked at first."""
+        data, held_out = self.data.training(), self.data.held_out()
+        for path in [*data, *(held_out if isinstance(held_out, list) else [])]:
+            self._check_columns(path)
+        out = self.folder()
+        return {
+            "train": _one_or_all(data),
+            "objective": _built(self.objective, _objectives()),
+            "method": _built(self.method, _methods()),
+            "valid": _one_or_all(held_out) if isinstance(held_out, list) else held_out,
+            "groups": self.data.groups,
+            "layer": self.data.layer,
+            "gene_column": self.data.gene_column,
+            "map_genes": self.data.map_genes,
+            "values": self.data.values,
+            "checkpoints": self.checkpoints or out.with_name(f"{out.name}.checkpoints"),
+            "resume": self.resume,
+            **self.train,
+        }
+
+    def _check_columns(self, path: Path) -> None:
+        from scfm.cells import Source
+
+        source = Source(path, None)
+        try:
+            for key, column, expectation in self.columns():
+                source.require_obs(
+                    [column], f"It must hold: {expectation.what}. Set {key}=COLUMN to name another column."
+                )
+                _check_column(source.obs[column], expectation.kind, f"obs[{column!r}] of {source.label}", key)
+        finally:
+            source.close()
+
+    def plan(self) -> Plan:
+        """What `run` would do; data are read, nothing is trained or written."""
+        from scfm.finetune_plan import planned
+
+        return planned(self)
+
+    def run(self, *, progress: bool | None = None) -> Mapping[str, Any]:
+        """Fine-tune and save; `out` then also holds this configuration."""
+        from scfm.finetuning import finetune
+
+        arguments, out = self.arguments(), self.folder()
+        tuned = finetune(self.encoder(), **arguments, progress=progress)
+        tuned.save(out)
+        self.write(out)
+        return {
+            "out": str(out),
+            "model": tuned.name,
+            "target": tuned.target.kind,
+            "trained_cells": len(tuned.split.train),
+            "held_out_cells": len(tuned.split.valid),
+            "trainable": tuned.record["trainable"],
+            "metrics": tuned.metrics,
+        }
+
+
+def _files(names: str | list[str], key: str) -> list[Path]:
+    found = []
+    for name in [names] if isinstance(names, str) else names:
+        if name.startswith(SHIPPED_DATA):
+            path = Path(str(resources.files("scfm.data") / f"{name.removeprefix(SHIPPED_DATA)}.h5ad"))
+            have = [SHIPPED_DATA + item.stem for item in path.parent.glob("*.h5ad")]
+            if not path.is_file():
+                raise InputError(f"{key} is {name!r}; no such data ship with scfm.", f"There is {listing(have)}.")
+        elif not (path := Path(name)).exists():
+            raise InputError(f"{key}: there is no file {name}.", f"Set {key}=FILE.h5ad, or run where it is.")
+        found.append(path)
+    if not found:
+        raise InputError(f"{key} is empty.", f"Set {key}=FILE.h5ad.")
+    return found
+
+
+def _one_or_all(paths: list[Path]) -> Any:
+    return paths[0] if len(paths) == 1 else paths
+
+
+def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
+    """YAML has lists where options are tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+
+
+def _check_column(values: Any, kind: str, label: str, key: str) -> None:
+    numeric, example = values.dtype.kind in "iufb", str(values.iloc[0]) if len(values) else None
+    if kind == "numbers" and not numeric:
+        raise InputError(f"{label} holds {values.dtype}, e.g. {example}; numbers are needed.", f"Set {key}=COLUMN.")
+    if kind == "yes/no" and values.dtype.kind != "b" and not (numeric and values.dropna().isin((0, 1)).all()):
+        raise InputError(f"{label} is not yes/no (e.g. {example}).", f"Set {key}=COLUMN.")
+    if kind == "labels" and values.dtype.kind == "f":
+        raise InputError(f"{label} holds {values.dtype}, e.g. {example}; labels are needed.", f"Set {key}=COLUMN.")
+
+
+def _fresh(encoder: Any, seed: int) -> Any:
+    """An encoder of the same sizes with random weights, without touching torch's global stream."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        other = type(encoder).build(encoder.config, encoder.tokenizer.vocabulary, encoder.card)
+    other.tokenizer = encoder.tokenizer
+    other.origin = {"source": "random weights", "sizes": encoder.name, "seed": str(seed)}
+    return other.to(encoder.device)
+
+
+# Schemas made from code
+
+
+@cache
+def _training_settings() -> type[BaseModel]:
+    """Keyword arguments of `finetune` that have no section of their own."""
+    from scfm.finetuning import finetune
+
+    found = {}
+    for name, parameter in inspect.signature(finetune).parameters.items():
+        if name not in ELSEWHERE:
+            found[name] = (_type(parameter.annotation, finetune.__module__), parameter.default)
+    return _model("train", found)
+
+
+def _type(annotation: Any, module: str) -> Any:
+    """An annotation as a type; what cannot be told without heavy imports is anything."""
+    try:
+        return eval(annotation, vars(sys.modules[module])) if isinstance(annotation, str) else annotation
+    except NameError:
+        return Any
+
+
+@cache
+def _methods() -> dict[str, type]:
+    """Ways of training by their kinds."""
+    return dict(import_module("scfm.adaptation").METHODS)
+
+
+@cache
+def _objectives() -> dict[str, type]:
+    """Objectives by their names, as_such."""
+    heads = import_module("scfm.objectives")
+    classes = heads.Objective.__subclasses__()
+    return {re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower(): cls for cls in classes}
+
+
+def _model(name: str, found: dict[str, Any]) -> type[BaseModel]:
+    made: Any = create_model(
+        name, __config__=ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True), **found
+    )
+    return made
+
+
+def _settings_of(cls: type) -> type[BaseModel]:
+    """A dataclass as a model that refuses unknown keys."""
+    hints = get_type_hints(cls)
+    found = {}
+    for field in fields(cls):
+        default = field.default if field.default is not MISSING else ...
+        if field.default_factory is not MISSING:
+            default = field.default_factory()
+        found[field.name] = (hints[field.name], default)
+    return _model(cls.__name__, found)
+
+
+def _of_kind(where: str, value: Any, kinds: Mapping[str, type]) -> dict[str, Any]:
+    """A section whose `kind` decides its keys, complete and checked."""
+    content = {"kind": value} if isinstance(value, str) else value
+    if not isinstance(content, Mapping) or not isinstance(content.get("kind"), str):
+        raise InputError(f"{where} needs a kind: {listing(kinds, 20)}.")
+    kind, rest = content["kind"], {key: item for key, item in content.items() if key != "kind"}
+    if kind not in kinds:
+        raise InputError(f"{where}.kind is {kind!r}.{near(kind, kinds)} Kinds: {listing(kinds, 20)}.")
+    schema = _settings_of(kinds[kind])
+    if foreign := [key for key in rest if key not in schema.model_fields]:
+        hint = f" Set {where}={kind} first, which empties the section." if len(rest) > 1 else ""
+        names = list(schema.model_fields)
+        raise InputError(
+            f"{where}: {kind} has no {listing(foreign)}.{near(foreign[0], names)} Keys: {listing(names, 30) or 'none'}.{hint}"
+        )
+    return {"kind": kind, **_section(where, schema, rest)}
+
+
+def _section(where: str, schema: type[BaseModel], content: Any) -> dict[str, Any]:
+    if not isinstance(content, Mapping):
+        raise InputError(f"{where} is {content!r}; it must be a section with keys.")
+    return validated(schema, content, None, prefix=where).model_dump()
+
+
+def _built(section: Mapping[str, Any], kinds: Mapping[str, type]) -> Any:
+    """The objective or method of a section."""
+    settings = _tuples({key: value for key, value in section.items() if key != "kind"})
+    return kinds[section["kind"]](**settings)

@@ -1,0 +1,147 @@
+"""Every shipped recipe that fine-tunes runs through the command, on real cells and with small weights of the model's architecture."""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+import scfm
+from scfm.cli import main
+from scfm.data import pbmc_demo
+from scfm.plans import read
+
+PARITY = Path(__file__).parents[1] / "parity"
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Run `scfm ...` in this process; the exit code."""
+    monkeypatch.setattr(sys, "argv", ["scfm", *arguments])
+    showwarning = warnings.showwarning
+    try:
+        main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    finally:
+        warnings.showwarning = showwarning
+    return 0
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with blood cells of four made-up donors."""
+    monkeypatch.chdir(tmp_path)
+    adata = pbmc_demo()
+    adata = adata[adata.obs["cell_type"].isin(["B", "NK", "CD14+ Mono"])][:96].copy()
+    adata.obs["donor"] = [f"d{i % 4}" for i in range(adata.n_obs)]
+    adata.write_h5ad("cells.h5ad")
+    return tmp_path
+
+
+ANNOTATION = {
+    "annotation_lora_mini": ["model.tokenizer.context=96"],
+    "annotation_lora_scgpt": [f"model.name={PARITY / 'scgpt' / 'checkpoint'}"],
+    "annotation_lora_geneformer": [f"model.name={PARITY / 'geneformer_v2' / 'checkpoint'}", "data.map_genes=true"],
+}
+
+
+@pytest.mark.parametrize("name", ANNOTATION)
+def test_annotation(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["data.train=cells.h5ad", "data.groups=donor", "train.epochs=2", "model.device=cpu", "out=tuned"]
+    assert command(monkeypatch, "train", name, *given, *ANNOTATION[name], "--json") == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert 0 < summary["trainable"]["share"] < 1
+    assert summary["trained_cells"] + summary["held_out_cells"] == 96
+    assert summary["metrics"]["valid_macro_f1"] >= 0
+    tuned = scfm.load("./tuned", device="cpu")
+    assert isinstance(tuned, scfm.FineTuned)
+    assert tuned.record["method"]["kind"] == "lora"
+    assert tuned.split.groups == "donor"
+    assert read("tuned/recipe.yaml").train["epochs"] == 2  # type: ignore[attr-defined]
+
+    # the stored configuration is the same run: it has nothing left to do, and writes the same
+    before = (folder / "tuned" / "adapter_model.safetensors").read_bytes()
+    assert command(monkeypatch, "train", "tuned/recipe.yaml", "--quiet") == 0
+    assert (folder / "tuned" / "adapter_model.safetensors").read_bytes() == before
+    assert command(monkeypatch, "train", "tuned/recipe.yaml", "train.epochs=3", "--quiet") == 5
+    assert "holds another run: it differs in settings" in capsys.readouterr().err
+
+
+def test_recipes_are_listed_shown_and_copied(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    assert command(monkeypatch, "recipes", "--json") == 0
+    assert set(ANNOTATION) <= {recipe["name"] for recipe in json.loads(capsys.readouterr().out)}
+    assert command(monkeypatch, "recipes", "copy", "annotation_lora_mini", "mine.yaml") == 0
+    assert command(monkeypatch, "recipes", "show", "mine.yaml") == 0
+    assert "scfm train annotation_lora_mini" in capsys.readouterr().out
+    assert command(monkeypatch, "recipes", "copy", "annotation_lora_mini", "mine.yaml") == 3
+    assert read("mine.yaml") == read("annotation_lora_mini")
+    assert command(monkeypatch, "recipes", "keys", "annotation_lora_mini", "train.epochs=7") == 0
+    assert "epochs: 7" in capsys.readouterr().out
+    assert command(monkeypatch, "train", "annotation_lora_mini", "train.epoch=7") == 3
+    assert "Did you mean 'epochs'" in capsys.readouterr().err
+
+
+def test_third_partys_recipe_is_given_by_its_path(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    (folder / "theirs.yaml").write_text(
+        "kind: finetune\ntitle: donors\nmodel: {name: mini, device: cpu, tokenizer: {context: 32}}\n"
+        "data: {train: cells.h5ad, valid: null}\nobjective: {kind: classification, column: donor}\nmethod: head\n"
+        "train: {epochs: 1, learning_rate: 1e-2}\nout: theirs\n"
+    )
+    assert command(monkeypatch, "train", "theirs.yaml", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["trained_cells"] == 96
+
+
+def test_pre_training_begins_with_random_weights(folder: Path) -> None:
+    settings = {"data.train": "cells.h5ad", "out": "tuned", "model.tokenizer.context": 32, "model.device": "cpu"}
+    recipe = read("annotation_lora_mini", {**settings, "model.fresh": True})
+    shipped, fresh, again = (read("annotation_lora_mini", settings).encoder(), recipe.encoder(), recipe.encoder())  # type: ignore[attr-defined]
+    cells = pbmc_demo()[:4]
+    assert (fresh.embed(cells, progress=False) == again.embed(cells, progress=False)).all()
+    assert abs(fresh.embed(cells, progress=False) - shipped.embed(cells, progress=False)).max() > 1e-3
+    assert fresh.origin["source"] == "random weights"
+
+
+def test_a_dry_run_tells_what_is_then_done(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    settings = [
+        "data.train=cells.h5ad",
+        "data.groups=donor",
+        "train.epochs=1",
+        "out=tuned",
+        *ANNOTATION["annotation_lora_mini"],
+    ]
+    assert command(monkeypatch, "train", "annotation_lora_mini", *settings, "--dry-run", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert sorted(path.name for path in folder.iterdir()) == ["cells.h5ad"]
+    assert command(monkeypatch, "train", "annotation_lora_mini", *settings, "--json") == 0
+    done = json.loads(capsys.readouterr().out)
+    assert plan["data"]["trained on"].startswith(f"{done['trained_cells']} cells, obs['donor'] ")
+    assert plan["data"]["held out"].startswith(f"{done['held_out_cells']} cells")
+    share = done["trainable"]
+    assert plan["model"]["parameters"] == f"{share['of']:,}"
+    assert plan["model"]["trained"].startswith(f"{share['parameters']:,} ")
+    state = json.loads(next((folder / "tuned.checkpoints").glob("checkpoint-*/trainer_state.json")).read_text())
+    assert plan["training"]["steps"].endswith(f"{state['max_steps']} in all")
+
+
+def test_what_autograd_keeps_is_counted() -> None:
+    """By hand: Linear keeps its input, ReLU its output, and the same storage is not counted twice."""
+    import torch
+    from torch import nn
+
+    from scfm.memory import training_memory
+
+    model = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 5))
+    model[0].requires_grad_(False)
+
+    def forward(cells: int) -> torch.Tensor:
+        return model(torch.zeros(cells, 10)).sum()
+
+    memory = training_memory(model, forward, cells=64, sample=2)
+    assert memory.activations == 64 * 20 * 4  # the frozen layer keeps nothing; the last one keeps its input
+    assert memory.training == 3 * 4 * (20 * 5 + 5)
+    assert memory.weights == 4 * (10 * 20 + 20 + 20 * 5 + 5)
+    model[0].requires_grad_(True)
+    assert training_memory(model, forward, cells=64).activations == 64 * (10 + 20) * 4
