@@ -20,13 +20,17 @@ if TYPE_CHECKING:
     from scfm.loading import LicenceWarning, load
     from scfm.multi import MultiEmbedding, embed_multi
     from scfm.objectives import Classification, MultiLabel, Regression
+    from scfm.objectives.drug_response import DrugResponse
+    from scfm.objectives.gene_response import GeneResponse
     from scfm.reading import InputReport, InputWarning, check
     from scfm.registry import cards as models
 
 __all__ = [
     "finetune",
     "DrugConditional",
+    "DrugResponse",
     "EncoderAdapter",
+    "GeneResponse",
     "Prefix",
     "TokenAdapter",
     "Regression",
@@ -56,6 +60,8 @@ __all__ = [
 _HOME = {
     "finetune": "scfm.finetuning",
     "DrugConditional": "scfm.adaptation",
+    "DrugResponse": "scfm.objectives.drug_response",
+    "GeneResponse": "scfm.objectives.gene_response",
     "EncoderAdapter": "scfm.adaptation",
     "Prefix": "scfm.adaptation",
     "TokenAdapter": "scfm.adaptation",

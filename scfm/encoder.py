@@ -146,6 +146,8 @@ class Network(nn.Module, ABC):
     """Names of further outputs this network can give."""
     token_embedding: str | None = None
     """Name of the module that embeds a token's value, or the token where no value is read; token adapters follow it."""
+    perturbation_flags: bool = False
+    """Whether a batch's field "flags" (1 at perturbed genes) and "expression" make it predict expression after a perturbation."""
     token_cost: int = 1
     """Memory of a token, in those of a plain encoder: batches hold so many times fewer. Above 1 where states are kept between passes."""
 

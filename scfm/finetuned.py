@@ -37,6 +37,7 @@ from scfm.tokenizers.base import Batch, Tokens
 
 if TYPE_CHECKING:
     import pandas as pd
+    from anndata import AnnData
 
 __all__ = ["FineTuned", "FineTunedNetwork", "fingerprint_of"]
 
@@ -201,6 +202,60 @@ class FineTuned(CellEncoder):
                 stacklevel=2,
             )
         return self.target.frame(outputs, index)
+
+    def predict_response(
+        self,
+        control: AnnData,
+        conditions: Sequence[str],
+        *,
+        layer: str | None = None,
+        gene_column: str | None = None,
+        map_genes: bool = False,
+        batch_size: int = 16,
+        seed: int = 0,
+    ) -> AnnData:
+        """Expression under perturbations, by an encoder that was fine-tuned for `DrugResponse` or `GeneResponse`.
+
+        Parameters
+        ----------
+        control
+            Unperturbed cells, raw counts in `X` or `layer`, with the column of contexts (cell lines) in `obs` that the training data had;
+            the contexts may be others. Not changed.
+        conditions
+            "KLF1+MAP2K6" for genes. For drugs "vorinostat 100 nM 24 h", with a drug of training or any SMILES in the name's place:
+            "CC(=O)Oc1ccccc1C(=O)O 100 nM".
+        gene_column, map_genes
+            As for `embed`.
+        batch_size
+            Predictions in a step.
+        seed
+            For models with random tokenization.
+
+        Returns
+        -------
+        AnnData
+            One row a context and condition. Layers "predicted" and "control": log1p of expression scaled to the target sum that
+            ``uns["scfm_response"]`` names. `obs`: "condition", the context, and for drugs "drug", "smiles", "dose" (nM), "time" (h).
+
+        Raises
+        ------
+        CapabilityError
+            It was fine-tuned for something else.
+        InputError
+            The control lacks genes, contexts or counts; a SMILES is no molecule; a perturbed gene is not known.
+        """
+        from scfm.perturbation.predict import predict_response
+
+        return predict_response(
+            self,
+            control,
+            conditions,
+            layer=layer,
+            gene_column=gene_column,
+            map_genes=map_genes,
+            batch_size=batch_size,
+            seed=seed,
+        )
 
     def merge(self) -> CellEncoder:
         """An encoder of the original class with the trained weights and no head: plain tensors, which `save` writes whole."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from contextlib import ExitStack
 from copy import copy, deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -214,8 +214,6 @@ def _check(s: Settings, encoder: CellEncoder) -> None:
 
 def _fitting(settings: Settings, target: Target, how: Method) -> Settings:
     """The settings with the deciding score; what the objective cannot use is refused."""
-    from dataclasses import replace
-
     if settings.balanced and not target.strata:
         raise InputError(f"balanced=True is for classification; the objective is {target.kind}.")
     if target.needs_network and isinstance(how, Head):
@@ -294,6 +292,9 @@ class _Parts:
         target = sides.target
         base = copy(target.ready(encoder))
         base.network = deepcopy(base.network)
+        target.fits(how, base)
+        held = None if sides.held_out is None else target.conditioned(base, sides.held_out)
+        sides = replace(sides, training=target.conditioned(base, sides.training), held_out=held)
         own = encoder.network.state_dict()
         fresh = frozenset(
             key for key, x in base.network.state_dict().items() if key not in own or own[key].shape != x.shape

@@ -86,6 +86,7 @@ class ScGPTNetwork(Network):
             self.values = ValueMLP(c.dim, dropout=c.dropout)
         elif c.value_style == "category":
             self.values = NormedEmbedding(c.value_bins, c.dim)
+        self.perturbation_flags = c.flags > 0 and c.decoder == "affine"
         self.token_embedding = "genes" if self.values is None else "values"
         self.flags = nn.Embedding(c.flags, c.dim) if c.flags else None
         self.batches = NormedEmbedding(c.batches, c.dim) if c.batches else None

@@ -11,6 +11,7 @@ How an objective is added
    - other inputs (masked tokens, two views, pairs of cells): a `Cells` of its own from `examples`, and `step`. Everything random comes
      from `examples.draws`, so that a resumed run sees the same batches;
    - the cells' values: `Objective.reads_matrix = True`, then `examples` finds `cells.matrices`;
+   - conditions that examples carry: `conditioned` (see `response`, `drug_response`);
    - parts that the network lacks, or conditions that cells carry: `ready` gives an encoder with these parts and a tokenizer that puts the
      conditions into `Tokens.cells`. It is called again when the result is loaded, and `FineTuned.predict` reads data through it.
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "Classification", "MultiLabel", "Objective", "Regression", "Target", "objective_of", "target_from"]
 
 KINDS = {
+    "drug response": "drug_response:DrugTarget",
+    "gene response": "gene_response:GeneTarget",
     "classification": "labels:ClassTarget",
     "regression": "labels:ValueTarget",
     "multi-label": "labels:LabelsTarget",

@@ -22,6 +22,8 @@ from scfm.tokenizers.base import Batch, Tokens
 if TYPE_CHECKING:
     import pandas as pd
 
+    from scfm.adaptation import Method
+
 __all__ = ["Objective", "Target", "complete"]
 
 
@@ -84,6 +86,14 @@ class Target(ABC):
             The model lacks what the objective needs.
         """
         return encoder
+
+    def conditioned(self, encoder: CellEncoder, cells: Labelled) -> Labelled:
+        """Examples whose tokens carry what else the network reads of them; `encoder` is the one that `ready` gave."""
+        return cells
+
+    def fits(self, method: Method, encoder: CellEncoder) -> None:
+        """Refuse a method that cannot serve the objective."""
+        return
 
     def request(self, network: Network) -> Request:
         """The outputs of the network that `step` reads: what does not take part in them is not trained."""
