@@ -5,7 +5,6 @@ Saved, it is a small folder that names its base by a hash of every tensor; anoth
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -33,13 +32,14 @@ from scfm.objectives import Target, target_from
 from scfm.provenance import plain
 from scfm.reading import InputWarning, read
 from scfm.splits import Split
+from scfm.tensors import fingerprint_of
 from scfm.tokenizers.base import Batch, Tokens
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-__all__ = ["FineTuned", "FineTunedNetwork", "fingerprint_of"]
+__all__ = ["FineTuned", "FineTunedNetwork"]
 
 PREDICTION = "prediction"
 HEAD = "head.safetensors"
@@ -47,15 +47,6 @@ WEIGHTS = "weights.safetensors"
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 SPLITS, METRICS, CARD = "splits.json", "metrics.json", "README.md"
 FORMAT = 1
-
-
-def fingerprint_of(network: torch.nn.Module) -> str:
-    """sha256 over the names, types, shapes and bytes of all tensors of a network."""
-    sha = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()
 
 
 class FineTunedNetwork(Network):
@@ -244,7 +235,7 @@ class FineTuned(CellEncoder):
         InputError
             The control lacks genes, contexts or counts; a SMILES is no molecule; a perturbed gene is not known.
         """
-        from scfm.perturbation.predict import predict_response
+        from scfm.responses import predict_response
 
         return predict_response(
             self,

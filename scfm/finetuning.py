@@ -23,7 +23,7 @@ from scfm.cells import Data, Values
 from scfm.encoder import CellEncoder
 from scfm.errors import CapabilityError, InputError, listing
 from scfm.examples import Cells, Labelled, embeddings, spread
-from scfm.finetuned import FineTuned, FineTunedNetwork, fingerprint_of
+from scfm.finetuned import FineTuned, FineTunedNetwork
 from scfm.inference import progress_bar
 from scfm.labelled import Sides, digest, divide, read_labelled
 from scfm.objectives import Objective, Target
@@ -31,6 +31,7 @@ from scfm.provenance import versions
 from scfm.runs import claim, guest, on_first, processes
 from scfm.sharding import shard_requested
 from scfm.splits import Split
+from scfm.tensors import fingerprint_of
 from scfm.tokenizers.base import Batch, Tokens
 from scfm.training import Settings, TrainingModel
 from scfm.training import train as run

@@ -212,14 +212,14 @@ class LanguageModel(MoleculeEncoder):
 
     def record(self) -> dict[str, Any]:
         """With the hash of the weights."""
-        from scfm.finetuned import fingerprint_of
+        from scfm.tensors import fingerprint_of
 
         return {**super().record(), "sha256": self.sha256 or fingerprint_of(self._load()[1])}
 
     def _load(self) -> tuple[Any, Any]:
         import torch
 
-        from scfm.finetuned import fingerprint_of
+        from scfm.tensors import fingerprint_of
 
         transformers = optional("transformers", extra="drug", purpose=PURPOSE)
         log = transformers.utils.logging

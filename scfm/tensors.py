@@ -5,6 +5,7 @@ Pickled weights go through torch's `weights_only` reader once, and are kept as s
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import pickle
@@ -21,7 +22,7 @@ from scfm.unpickle import unpickle_without_tensors
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TORCH_SUFFIXES", "WRAPPERS", "kept_tensors", "read_tensors", "read_values"]
+__all__ = ["TORCH_SUFFIXES", "WRAPPERS", "fingerprint_of", "kept_tensors", "read_tensors", "read_values"]
 
 logger = logging.getLogger(__name__)
 
@@ -212,3 +213,14 @@ def _bare(content: Any) -> Any:
     if isinstance(content, list | tuple):
         return type(content)(_bare(value) for value in content)
     return None if isinstance(content, torch.Tensor) else content
+
+
+def fingerprint_of(network: torch.nn.Module) -> str:
+    """sha256 over the names, types, shapes and bytes of all tensors of a network."""
+    import torch
+
+    sha = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()

@@ -14,7 +14,7 @@ from anndata import AnnData
 
 import scfm
 from scfm.errors import CapabilityError
-from scfm.finetuned import fingerprint_of
+from scfm.tensors import fingerprint_of
 from scfm.testing import example_data
 
 CONFORMANCE = Path(__file__).parents[1] / "adapters" / "test_conformance.py"
