@@ -119,12 +119,17 @@ class Run:
         Outputs that are needed.
     batch_size, precision, empty_cells
         As for `CellEncoder.embed`.
+    reduce
+        Outputs of a whole block are held together. Where they are too large for that, this is called by the thread that computed a batch,
+        with the cells' positions in the data, their tokens and their outputs on the device; what it returns is kept instead. Not with
+        several devices.
     """
 
     request: Request
     batch_size: BatchSize = "auto"
     precision: Precision = "float32"
     empty_cells: Literal["nan", "embed", "error"] = "embed"
+    reduce: Callable[[np.ndarray, Tokens, Encoded], Encoded] | None = None
 
     def check(self, encoder: CellEncoder) -> None:
         """Refuse, before any work, what no run can do."""
@@ -157,12 +162,15 @@ class Run:
         rows = np.arange(len(tokens)) if self.empty_cells == "embed" else np.flatnonzero(tokens.expressed > 0)
         return [rows[batch] for batch in plan_batches(tokens.lengths[rows], budget=budget, most_cells=most)]
 
-    def step(self, encoder: CellEncoder, tokens: Tokens, rows: np.ndarray) -> Encoded:
-        """Outputs of one batch, on the CPU."""
+    def step(self, encoder: CellEncoder, tokens: Tokens, cells: np.ndarray, rows: np.ndarray) -> Encoded:
+        """Outputs of one batch, some rows of a block, on the CPU."""
         device, low = encoder.device, self.precision != "float32"
         autocast = torch.autocast(device.type, dtype=getattr(torch, self.precision)) if low else nullcontext()
         with torch.inference_mode(), autocast:
-            return encoder.network(tokens.collate(rows).to(device), self.request).cpu()
+            encoded = encoder.network(tokens.collate(rows).to(device), self.request)
+            if self.reduce is not None:
+                encoded = self.reduce(cells[rows], tokens.select(rows), encoded)
+            return encoded.cpu()
 
 
 Pending = Callable[[Callable[[int], None]], Batches]
@@ -194,10 +202,10 @@ class Engine:
     def __exit__(self, *error: object) -> None:
         self._open.close()
 
-    def submit(self, tokens: Tokens) -> Pending:
-        """Begin a block."""
+    def submit(self, tokens: Tokens, cells: np.ndarray) -> Pending:
+        """Begin a block: the tokens of cells at these positions in the data."""
         plan = self._run.plan(self._encoder, tokens)
-        futures = [self._pool.submit(self._run.step, self._encoder, tokens, rows) for rows in plan]
+        futures = [self._pool.submit(self._run.step, self._encoder, tokens, cells, rows) for rows in plan]
 
         def wait(advance: Callable[[int], None]) -> Batches:
             try:
@@ -258,10 +266,10 @@ class ProcessEngine(Engine):
     def __exit__(self, *error: object) -> None:
         self._processes.shutdown(wait=True, cancel_futures=True)
 
-    def submit(self, tokens: Tokens) -> Pending:
+    def submit(self, tokens: Tokens, cells: np.ndarray) -> Pending:
         """Begin a block."""
         try:
-            future = self._processes.submit(_run_block, tokens)
+            future = self._processes.submit(_run_block, tokens, cells)
         except BrokenProcessPool as error:
             raise _died() from error
 
@@ -293,8 +301,8 @@ def _begin_process(encoder: CellEncoder, run: Run, turns: Queue[str], threads: i
     _process["engine"] = Engine(encoder, run, sys.maxsize).__enter__()
 
 
-def _run_block(tokens: Tokens) -> list[tuple[np.ndarray, Encoded]]:
-    batches = _process["engine"].submit(tokens)(lambda n: None)
+def _run_block(tokens: Tokens, cells: np.ndarray) -> list[tuple[np.ndarray, Encoded]]:
+    batches = _process["engine"].submit(tokens, cells)(lambda n: None)
     return [(rows, encoded.as_arrays()) for rows, encoded in batches]  # tensors would be passed as open files
 
 

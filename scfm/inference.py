@@ -129,7 +129,7 @@ def encode(
         for block in stack.enter_context(closing(blocks)):
             if run.empty_cells == "error" and (block.tokens.expressed == 0).any():
                 raise _empty_error(encoder, block)
-            waiting.append((block, engine.submit(block.tokens)))
+            waiting.append((block, engine.submit(block.tokens, block.cells)))
             if len(waiting) > engine.ahead:
                 yield finished()
         while waiting:

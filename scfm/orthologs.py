@@ -30,7 +30,7 @@ from scfm.gene_tables import (
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["OrthologPolicy", "to_orthologs"]
+__all__ = ["OrthologPolicy", "to_orthologs", "ortholog_pairs"]
 
 OrthologPolicy = Literal["one2one", "sum", "first"]
 
@@ -199,6 +199,11 @@ def _check_matrices(adata: AnnData, *, counts: bool) -> None:
                 f'adata.{slot} holds values that are not counts; policy="sum" adds raw counts.',
                 'Pass policy="one2one", or remove what is not counts (a copy with X = counts, without that layer).',
             )
+
+
+def ortholog_pairs() -> pd.DataFrame:
+    """All pairs of orthologs, many-to-many: columns human and mouse (symbols). Yours to change."""
+    return _orthologs().copy()
 
 
 @cache

@@ -31,7 +31,7 @@ NOT_COMPARED = {
     "perturbation/log1p": "input",
     "perturbation/pert_flags": "input",
     "perturbation/gene_ids": "input",
-    "grn/*": "rank-normalised attention read-out; belongs to the GRN task",
+    "grn/*": "rank-normalised attention read-out; compared in tests/tasks/test_grn_readout.py",
 }
 
 TIE_FREE: dict[str, Any] = {"gene_column": "feature_name", "layer": "tie_free", "values": "any"}
