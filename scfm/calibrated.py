@@ -30,7 +30,7 @@ from scfm.uncertainty import (
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Answers", "Calibrated", "Caution", "NoveltyScore"]
+__all__ = ["Answers", "Calibrated", "Caution", "NoveltyScore", "Parts", "parted"]
 
 NoveltyScore = Literal["knn", "mahalanobis", "softmax", "energy"]
 NOVELTY_SCORES = ("knn", "mahalanobis", "softmax", "energy")
@@ -75,6 +75,44 @@ class Caution:
             raise InputError(f"novelty={self.novelty!r} is not known.", f"Pass one of {listing(NOVELTY_SCORES)}.")
         if self.score not in ("lac", "aps"):
             raise InputError(f"score={self.score!r} is not known.", "Pass 'lac' or 'aps'.")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Rows (int64, ascending) of the cells that teach, set the temperature, set the thresholds."""
+
+    teach: np.ndarray
+    temperature: np.ndarray
+    thresholds: np.ndarray
+
+    def among(self, rows: np.ndarray) -> Parts:
+        """The same cells, counted among these rows only; those that are not there are left out."""
+        parts = (self.teach, self.temperature, self.thresholds)
+        return Parts(*(np.flatnonzero(np.isin(rows, part)) for part in parts))
+
+
+def parted(labels: np.ndarray, calibration: float | None, *, groups: pd.Series | None = None, seed: int = 0) -> Parts:
+    """Split labelled cells: most teach, a share is held out, a third of which sets the temperature and the rest the thresholds.
+
+    Parameters
+    ----------
+    labels
+        (n_cells,) their classes; each is split alike, where there are no groups.
+    calibration
+        Share held out; None: all teach.
+    groups
+        (n_cells,) donors or studies: whole ones are held out.
+    seed
+        Of the draws.
+    """
+    none = np.zeros(0, dtype=np.int64)
+    if calibration is None:
+        return Parts(np.arange(len(labels)), none, none)
+    teach, held = hold_out(len(labels), share=calibration, groups=groups, strata=labels, seed=seed)
+    # by cells, unstratified: exchangeable with each other
+    order = np.random.default_rng([seed, 1]).permutation(len(held))
+    count = max(round(_TEMPERATURE_SHARE * len(held)), 1)
+    return Parts(teach, np.sort(held[order[:count]]), np.sort(held[order[count:]]))
 
 
 @dataclass(frozen=True)
@@ -164,7 +202,7 @@ class Calibrated:
         classes: Sequence[str],
         caution: Caution = Caution(),
         *,
-        groups: pd.Series | None = None,
+        parts: Parts | None = None,
         seed: int = 0,
     ) -> Calibrated:
         """Teach a method and calibrate it.
@@ -179,13 +217,14 @@ class Calibrated:
             Names of the labels.
         caution
             Levels.
-        groups
-            (n_cells,) donors or studies: whole ones are held out for calibration.
+        parts
+            Which cells do what, see `parted`; None: split by cells.
         seed
-            Of the splits and of training.
+            Of the split and of training.
         """
         notes: list[str] = []
-        teach, warm, judge = _three(cells.labels, caution.calibration, groups, seed)
+        parts = parts or parted(cells.labels, caution.calibration, seed=seed)
+        teach, warm, judge = parts.teach, parts.temperature, parts.thresholds
         kept = np.unique(cells.labels[teach])
         if lost := sorted(set(range(len(classes))) - set(kept.tolist())):
             notes.append(f"labels only of held-out groups, which cannot be given: {listing(classes[i] for i in lost)}.")
@@ -261,17 +300,3 @@ class Calibrated:
             p_known = conformal_p_values(self.known, novelty)
             rejected = p_known <= self.caution.reject
         return Answers(logits.argmax(axis=1), p, sets, novelty, p_known, rejected)
-
-
-def _three(
-    labels: np.ndarray, share: float | None, groups: pd.Series | None, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows that teach, set the temperature, set the thresholds."""
-    none = np.zeros(0, dtype=np.int64)
-    if share is None:
-        return np.arange(len(labels)), none, none
-    teach, held = hold_out(len(labels), share=share, groups=groups, strata=labels, seed=seed)
-    # by cells, unstratified: exchangeable with each other
-    order = np.random.default_rng([seed, 1]).permutation(len(held))
-    count = max(round(_TEMPERATURE_SHARE * len(held)), 1)
-    return teach, np.sort(held[order[:count]]), np.sort(held[order[count:]])

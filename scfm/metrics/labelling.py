@@ -128,7 +128,8 @@ def label_scores(
     -------
     pd.DataFrame
         Columns `metric`, `value`, `low`, `high`, `stratum` ("all", "class", "rare", or a name of `strata`), `of` (its value), `cells`,
-        `unit` (what was resampled).
+        `unit` (what was resampled). Of a stratum's values there is also the "mean", with the least and the largest as `low` and `high`
+        (unit "range").
     """
     import pandas as pd
 
@@ -150,6 +151,7 @@ def label_scores(
         for value in np.unique(of):
             part = own.select(np.flatnonzero(of == value))
             rows += _rows(_short, part, name, str(value), {**options, "groups": None})
+        rows += _range(rows, name)
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -164,6 +166,17 @@ def _rows(
 
 def _row(name: str, e: Estimate, stratum: str, of: str, cells: int) -> tuple[Any, ...]:
     return name, e.value, e.low, e.high, stratum, of, cells, e.unit
+
+
+def _range(rows: list[tuple[Any, ...]], stratum: str) -> list[tuple[Any, ...]]:
+    """Mean of each score over the values of a stratum, with the least and the largest in place of an interval."""
+    found = []
+    for metric in dict.fromkeys(row[0] for row in rows if row[4] == stratum):
+        parts = [row for row in rows if (row[0], row[4]) == (metric, stratum)]
+        values = np.array([row[1] for row in parts])
+        cells = sum(row[6] for row in parts)
+        found.append((metric, values.mean(), values.min(), values.max(), stratum, "mean", cells, "range"))
+    return found
 
 
 def _short(own: Labelling) -> dict[str, float]:
@@ -257,6 +270,8 @@ def _classes(own: Labelling, options: dict[str, Any]) -> list[tuple[Any, ...]]:
             rows.append(("auroc", table["auroc"].iloc[i], np.nan, np.nan, "class", name, int(present[i]), ""))
         if own.sets is not None:
             rows.append(_row("coverage", _share(own.sets[own.truth == i, i], options), "class", name, int(present[i])))
+        if own.novelty is not None:
+            rows.append(_row("rejected", _share(own.rejected[own.truth == i], options), "class", name, int(present[i])))
     return rows
 
 

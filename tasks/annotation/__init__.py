@@ -38,7 +38,7 @@ def annotate(
     novelty: Literal["knn", "mahalanobis", "softmax", "energy"] = "knn",
     calibration: float | None = 0.3,
     donor: str | None = None,
-    batch: str | None = None,
+    batch: str | Sequence[str] | None = None,
     groups: str | None = None,
     split: Literal["groups", "random_cells"] = "groups",
     folds: int | None = None,
@@ -65,7 +65,8 @@ def annotate(
     Parameters
     ----------
     encoder
-        Any encoder; used as it is, but for ``method="finetune"``. One that is fitted on cells, and is not yet, is fitted on the reference.
+        Any encoder; used as it is, but for ``method="finetune"``. One that is fitted on cells, and is not yet, is fitted on
+        those of the reference that teach.
         None with `use_rep`.
     reference, query
         Cells x features in the values that the encoder reads; neither is changed. Without a query, the labels of the reference are
@@ -94,7 +95,7 @@ def annotate(
         Column of `obs`: whole donors are held out for calibration and resampled for intervals, scores are also given for each, and donors
         on both sides are reported as a leak.
     batch
-        Column of ``query.obs`` by which scores are also given: platform, batch, section.
+        Column of ``query.obs``, or several, by which scores are also given: platform, batch, section.
     groups, split, folds
         Without a query: column of donors or studies that are held out in turn, each once, or in so many `folds`. ``split="random_cells"``
         splits cells instead, and the result says that this leaks.
@@ -108,7 +109,7 @@ def annotate(
     clusters
         How rejected cells are grouped; see `scfm.novelty.novel_clusters`.
     baseline
-        Encoder fitted on the reference, with 15 nearest neighbours: scored beside the method, as is logistic regression on all genes
+        Encoder fitted on the cells that teach, with 15 nearest neighbours: scored beside the method, as is logistic regression on all genes
         (logCPM). "lsi" for chromatin. None: no baselines. They run only where there is a truth.
     use_rep
         Key of `obsm` of both, with embeddings made before (``encoder.embed(..., key_added=)``).

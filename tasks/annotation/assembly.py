@@ -54,7 +54,7 @@ def assemble(
     query: AnnData | None,
     *,
     truth: str | None,
-    batch: str | None,
+    batch: str | Sequence[str] | None,
     groups: str | None,
     split: str,
     folds: int | None,
@@ -210,11 +210,13 @@ def _shared_donors(job: Job, reference: AnnData | None, query: AnnData) -> str:
     return leak
 
 
-def _strata(job: Job, cells: AnnData, batch: str | None, pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
+def _strata(
+    job: Job, cells: AnnData, batch: str | Sequence[str] | None, pairs: Sequence[Pair]
+) -> dict[str, np.ndarray]:
     """Columns by which scores are also given."""
     found = {}
-    if batch is not None:
-        found[batch] = column(cells, batch, "query").fillna("none").to_numpy()
+    for name in [batch] if isinstance(batch, str) else batch or ():
+        found[name] = column(cells, name, "query").fillna("none").to_numpy()
     if job.donor is not None and job.donor in cells.obs.columns:
         found[job.donor] = column(cells, job.donor, "query").fillna("none").to_numpy()
     if len(pairs) > 1:

@@ -53,7 +53,9 @@ def command(
     novelty: Annotated[str, typer.Option(help="Score that rejects: knn, mahalanobis, softmax or energy.")] = "knn",
     calibration: Annotated[float, typer.Option(help="Share of the reference held out for calibration.")] = 0.3,
     donor: Annotated[str | None, typer.Option(help="Column of obs: whole donors are held out for calibration.")] = None,
-    batch: Annotated[str | None, typer.Option(help="Column of the query's obs to give scores by.")] = None,
+    batch: Annotated[
+        list[str] | None, typer.Option(help="Column of the query's obs to give scores by; repeatable.")
+    ] = None,
     groups: Annotated[str | None, typer.Option(help="Without a query: column held out in turn, e.g. donor_id.")] = None,
     split: Annotated[str, typer.Option(help="Without a query: groups, or random_cells (leaks).")] = "groups",
     folds: Annotated[int | None, typer.Option(help="Without a query: number of folds.")] = None,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scfm.annotators import Annotator, LabelledCells
-from scfm.calibrated import Answers, Calibrated, Caution
+from scfm.calibrated import Answers, Calibrated, Caution, parted
 from scfm.encoder import CellEncoder
 from scfm.errors import InputError, listing
 from scfm.fitted import FittedEncoder, Reference
@@ -137,9 +137,24 @@ def column(adata: AnnData, name: str, side: str) -> pd.Series:
     return found.astype(object).where(found.notna(), None).map(lambda v: None if v is None else str(v))
 
 
+@dataclass(frozen=True)
+class _Labels:
+    """Reference cells that have a label: their rows, classes, names of these, donors, and notes on what was left out."""
+
+    rows: np.ndarray
+    numbers: np.ndarray
+    classes: tuple[str, ...]
+    donors: pd.Series | None
+    notes: tuple[str, ...]
+
+
 def run(job: Job, pair: Pair) -> Run:
     """Teach, calibrate and answer."""
-    encoder, (known, new) = _vectors(job, pair)
+    labels, parts = None, None
+    if pair.reference is not None:
+        labels = _labels(job, pair.reference)
+        parts = parted(labels.numbers, job.caution.calibration, groups=labels.donors, seed=job.seed)
+    encoder, (known, new) = _vectors(job, pair, None if labels is None or parts is None else labels.rows[parts.teach])
     answered = _finite(new)
     if not len(answered):
         raise InputError("no query cell has an expressed gene that the encoder knows.", "Check the genes: scfm check.")
@@ -147,13 +162,22 @@ def run(job: Job, pair: Pair) -> Run:
     notes: tuple[str, ...] = ()
     counts: tuple[int, ...] = ()
     held = 0
-    if pair.reference is None:
+    if pair.reference is None or labels is None or parts is None:
         made = _unlearned(job, cells)
     else:
-        reference, classes, groups, notes = _reference(job, encoder, pair.reference, known)
-        made = Calibrated.fit(job.method, reference, classes, job.caution, groups=groups, seed=job.seed)
-        number = np.bincount(reference.labels, minlength=len(classes))
-        counts = tuple(int(number[classes.index(name)]) for name in made.classes)
+        usable = np.flatnonzero(np.isin(labels.rows, _finite(known)))
+        rows, numbers = labels.rows[usable], labels.numbers[usable]
+        whole = np.full(pair.reference.n_obs, -1)
+        whole[rows] = numbers
+        reference = _cells(job, encoder, pair.reference, known, whole).select(rows)
+        notes = labels.notes
+        if lost := len(labels.rows) - len(usable):
+            notes += (f"{lost} reference cells express no gene that {job.name} knows and are left out.",)
+        made = Calibrated.fit(
+            job.method, reference, labels.classes, job.caution, parts=parts.among(usable), seed=job.seed
+        )
+        count = np.bincount(numbers, minlength=len(labels.classes))
+        counts = tuple(int(count[labels.classes.index(name)]) for name in made.classes)
         held = len(reference) - len(made.taught)
     if len(answered) < pair.query.n_obs:
         notes += (f"{pair.query.n_obs - len(answered)} query cells express no gene that {job.name} knows: no label.",)
@@ -172,8 +196,8 @@ def run(job: Job, pair: Pair) -> Run:
     )
 
 
-def _vectors(job: Job, pair: Pair) -> tuple[CellEncoder | None, tuple[Any, Any]]:
-    """The encoder, fitted if it has to be, and the embeddings of both sides."""
+def _vectors(job: Job, pair: Pair, teach: np.ndarray | None) -> tuple[CellEncoder | None, tuple[Any, Any]]:
+    """The encoder, fitted on the cells that teach if it has to be, and the embeddings of both sides."""
     if pair.vectors is not None:
         return job.encoder, pair.vectors
     if job.use_rep is not None:
@@ -182,10 +206,11 @@ def _vectors(job: Job, pair: Pair) -> tuple[CellEncoder | None, tuple[Any, Any]]
     encoder = job.encoder
     assert encoder is not None
     if isinstance(encoder, FittedEncoder) and not encoder.fitted:
-        if pair.reference is None:
+        if pair.reference is None or teach is None:
             raise InputError(f"{encoder.name} is not fitted, and there is no reference to fit it on.")
         reading = {name: job.reading[name] for name in ("layer", "gene_column", "values")}
-        encoder = encoder.fit(pair.reference, **reading)
+        # not on cells that calibrate: to them the fit would be closer than to the query
+        encoder = encoder.fit(pair.reference[teach], **reading)
     known = None if pair.reference is None else _embed(job, encoder, pair.reference)
     return encoder, (known, _embed(job, encoder, pair.query))
 
@@ -226,10 +251,7 @@ def _cells(
     return LabelledCells(embedding, numbers, adata, encoder, job.reading)
 
 
-def _reference(
-    job: Job, encoder: CellEncoder | None, adata: AnnData, embedding: Any
-) -> tuple[LabelledCells, tuple[str, ...], Any, tuple[str, ...]]:
-    """Cells with label and embedding, their labels, their donors, and notes on what was left out."""
+def _labels(job: Job, adata: AnnData) -> _Labels:
     assert isinstance(job.labels, str)
     labels = column(adata, job.labels, "reference")
     if unknown := sorted(set(job.hold_out_types) - set(labels.dropna())):
@@ -237,33 +259,27 @@ def _reference(
             f"hold_out_types= has {listing(unknown)}, which are no labels of the reference.",
             f"Labels: {listing(sorted(set(labels.dropna())), 30)}.",
         )
-    use = labels.notna().to_numpy() & ~labels.isin(job.hold_out_types).to_numpy()
-    finite = np.isin(np.arange(adata.n_obs), _finite(embedding))
+    rows = np.flatnonzero(labels.notna() & ~labels.isin(job.hold_out_types))
+    if not len(rows):
+        raise InputError("no reference cell with a label is left.", f"Look at reference.obs[{job.labels!r}].")
     notes: tuple[str, ...] = ()
     if missing := int(labels.isna().sum()):
         notes += (f"{missing} reference cells without obs[{job.labels!r}] are left out.",)
-    if lost := int((use & ~finite).sum()):
-        notes += (f"{lost} reference cells express no gene that {job.name} knows and are left out.",)
-    rows = np.flatnonzero(use & finite)
-    if not len(rows):
-        raise InputError("no reference cell with a label is left.", f"Look at reference.obs[{job.labels!r}].")
-    classes, numbers = np.unique(labels.to_numpy()[rows].astype(str), return_inverse=True)
-    groups = None
+    donors = None
     if job.donor is not None:
-        donors = column(adata, job.donor, "reference").iloc[rows]
-        if donors.isna().any():
+        found = column(adata, job.donor, "reference").iloc[rows]
+        if found.isna().any():
             raise InputError(
-                f"obs[{job.donor!r}] of the reference has no value for {int(donors.isna().sum())} cells.", "Fill it."
+                f"obs[{job.donor!r}] of the reference has no value for {int(found.isna().sum())} cells.", "Fill it."
             )
-        if donors.nunique() > 1:
-            groups = donors
+        if found.nunique() > 1:
+            donors = found
         elif job.caution.calibration is not None:
             notes += (
-                f"the reference has one {job.donor} only, {donors.iloc[0]!r}: calibrated on other cells of it, not on others.",
+                f"the reference has one {job.donor} only, {found.iloc[0]!r}: calibrated on other cells of it, not on others.",
             )
-    whole = np.full(adata.n_obs, -1)
-    whole[rows] = numbers
-    return _cells(job, encoder, adata, embedding, whole).select(rows), tuple(classes.tolist()), groups, notes
+    classes, numbers = np.unique(labels.to_numpy()[rows].astype(str), return_inverse=True)
+    return _Labels(rows, numbers, tuple(classes.tolist()), donors, notes)
 
 
 def _unlearned(job: Job, cells: LabelledCells) -> Calibrated:

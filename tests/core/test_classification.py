@@ -161,6 +161,10 @@ def test_the_table_of_scores():
     assert one(table, "ontology_distance")["value"] == pytest.approx(2 / 5)
     assert one(table, "ontology_distance_of_errors")["value"] == 2
     assert one(table, "accuracy", "batch", "y")["value"] == 0.5
+    mean = one(table, "accuracy", "batch", "mean")
+    assert (mean["low"], mean["high"], mean["unit"]) == (0.5, 1.0, "range")
+    assert mean["value"] == 0.75
+    assert one(table, "rejected", "class", "c")["value"] == 1
     assert one(table, "recall", "class", "a")["value"] == 0.5
     assert one(table, "macro_f1", "rare", "1 classes")["value"] == 1
     assert (table["low"].isna() | (table["low"] <= table["value"] + 1e-12)).all()
