@@ -44,6 +44,7 @@ class Capability(StrEnum):
     GENE_EMBEDDINGS = "gene_embeddings"
     ATTENTION = "attention"
     EXPRESSION = "expression"
+    ACCESSIBILITY = "accessibility"
     TEXT = "text"
     SPATIAL = "spatial"
 
@@ -195,7 +196,7 @@ class CellEncoder(ABC):
 
     Config: ClassVar[type]
     capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.EMBED})
-    """What the model can; `EXPRESSION` holds for networks with a head of this name only."""
+    """What the model can; `EXPRESSION` and `ACCESSIBILITY` hold for networks with a head of this name only."""
     poolings: ClassVar[tuple[str, ...]] = ()
     """Choices of `pooling`, the authors' default first."""
     gene_kinds: ClassVar[tuple[str, ...]] = ("raw",)
@@ -217,8 +218,8 @@ class CellEncoder(ABC):
         self.tokenizer = tokenizer
         self.card = card
         self.origin: dict[str, str] = dict(origin or {})
-        if "expression" not in network.heads:  # a part that not every checkpoint of a model has
-            self.capabilities = self.capabilities - {Capability.EXPRESSION}  # type: ignore[misc]
+        heads = {Capability.EXPRESSION, Capability.ACCESSIBILITY}  # parts that not every checkpoint of a model has
+        self.capabilities = self.capabilities - (heads - set(network.heads))  # type: ignore[misc]
 
     # The facts an adapter states
 

@@ -40,13 +40,18 @@ class EpiAgent(CellEncoder):
         Attention heads; 8 in every release, and not in the file.
     batches
         Names of the batches of a BC checkpoint, in the order of its labels (the file holds numbers only).
+    document_frequency
+        "file" (the default) reads the authors' `cCRE_document_frequency.npy`; "data" loads without it: count it in your cells with
+        `scfm.document_frequency.counted_in` before you embed.
     """
 
     network: EpiAgentNetwork
     tokenizer: RegionTokenizer
     Config = EpiAgentConfig
-    capabilities = frozenset({Capability.EMBED, Capability.GENE_EMBEDDINGS, Capability.ATTENTION})
-    load_options: ClassVar = frozenset({"reference", "heads", "batches"})
+    capabilities = frozenset(
+        {Capability.EMBED, Capability.GENE_EMBEDDINGS, Capability.ATTENTION, Capability.ACCESSIBILITY}
+    )
+    load_options: ClassVar = frozenset({"reference", "heads", "batches", "document_frequency"})
 
     @classmethod
     def recognizes(cls, checkpoint: Checkpoint) -> bool:
@@ -63,18 +68,26 @@ class EpiAgent(CellEncoder):
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
         """Read the weights, the regions and their document frequency; the parts present decide the kind of checkpoint."""
         reference = Path(checkpoint.options.get("reference", checkpoint.folder))
-        for name in (BED, FREQUENCY):
-            if not (reference / name).is_file():
+        counted = checkpoint.options.get("document_frequency", "file")
+        if counted not in ("file", "data"):
+            raise InputError(f"document_frequency={counted!r} is not known.", "Pass 'file' or 'data'.")
+        for name, what, needed in (
+            (BED, "says what the tokens are", True),
+            (FREQUENCY, "ranks the regions of a cell", counted == "file"),
+        ):
+            if needed and not (reference / name).is_file():
                 raise CheckpointError(
-                    f"{reference} has no {name}, which says what the tokens are.",
-                    "It is in data/ of the authors' repository: scfm.load(folder, reference='./that_folder').",
+                    f"{reference} has no {name}, which {what}.",
+                    "It is in data/ of the authors' repository: scfm.load(folder, reference='./that_folder')."
+                    + ("" if name == BED else " Or pass document_frequency='data' to count it in your own cells."),
                 )
         regions = Regions.read_bed(reference / BED)
         perturbs = checkpoint.tensor("sim_layers.0.lin.weight") is not None
         perturbations = checkpoint.json("perturbations.json") if perturbs else []
         graph = [np.load(checkpoint.path(name)) for name in ("G_go.npy", "G_go_weight.npy")] if perturbations else []
         config = _config(checkpoint, len(regions), len(perturbations), graph[0].shape[1] if graph else 0)
-        vocabulary = _vocabulary(regions, np.load(reference / FREQUENCY), perturbations)
+        frequency = np.load(reference / FREQUENCY) if counted == "file" else None
+        vocabulary = _vocabulary(regions, frequency, perturbations)
         encoder = cls.build(config, vocabulary, checkpoint.card or _card(checkpoint))
         checkpoint.load_into(encoder.network, KEYS, optional=("graph.edges", "graph.weights"))
         if encoder.network.graph is not None:
@@ -119,15 +132,16 @@ def _config(checkpoint: Checkpoint, regions: int, perturbations: int, edges: int
     )
 
 
-def _vocabulary(regions: Regions, frequency: np.ndarray, perturbations: list[str]) -> Vocabulary:
-    if len(frequency) != len(regions):
-        raise CheckpointError(f"{FREQUENCY} has {len(frequency)} values, {BED} {len(regions)} regions.")
-    positive = frequency[frequency > 0]
-    if not len(positive):
-        raise CheckpointError(f"{FREQUENCY} has no positive value.")
-    # a region closed in every cell of the corpus would have infinite weight; it gets that of the rarest one
+def _vocabulary(regions: Regions, frequency: np.ndarray | None, perturbations: list[str]) -> Vocabulary:
     column = np.full(FIRST_REGION + len(regions) + len(perturbations), np.nan)
-    column[FIRST_REGION : FIRST_REGION + len(regions)] = np.where(frequency > 0, frequency, positive.min())
+    if frequency is not None:
+        if len(frequency) != len(regions):
+            raise CheckpointError(f"{FREQUENCY} has {len(frequency)} values, {BED} {len(regions)} regions.")
+        positive = frequency[frequency > 0]
+        if not len(positive):
+            raise CheckpointError(f"{FREQUENCY} has no positive value.")
+        # a region closed in every cell of the corpus would have infinite weight; it gets that of the rarest one
+        column[FIRST_REGION : FIRST_REGION + len(regions)] = np.where(frequency > 0, frequency, positive.min())
     special = {**SPECIAL, **{name: f"[PERTURBED {name}]" for name in perturbations}}
     names = [*SPECIAL.values(), *regions.names, *(special[name] for name in perturbations)]
     return Vocabulary(

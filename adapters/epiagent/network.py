@@ -109,10 +109,19 @@ class EpiAgentNetwork(Network):
         self.graph = PerturbationGraph(c.dim, c.edges) if c.edges else None
 
     @property
+    def decoded(self) -> str:
+        """Name of the signal decoder's output."""
+        return "accessibility" if self.config.signals == self.config.regions else "signal"
+
+    @property
     def heads(self) -> frozenset[str]:  # type: ignore[override]
-        """Outputs beyond the cells and tokens: "signal", "membership" (b, n_regions), "openness" (b, t), "logits" (b, classes)."""
+        """Outputs beyond the cells and tokens, all logits.
+
+        "accessibility" (b, n_regions), or "signal" (b, n) where the decoder is of a data set's own regions (PT checkpoints);
+        "membership" (b, n_regions), "openness" (b, t), "logits" (b, classes).
+        """
         parts = {
-            "signal": self.signal,
+            self.decoded: self.signal,
             "openness": self.openness,
             "membership": self.membership,
             "logits": self.classifier,
@@ -152,8 +161,8 @@ class EpiAgentNetwork(Network):
             return Encoded(attention=run.attention)
         cell = x[:, 0]
         out = Encoded(cells=cell, tokens=x if request.wants("tokens") else None, attention=run.attention)
-        if self.signal is not None and request.wants("signal"):
-            out.heads["signal"] = self.signal(cell)
+        if self.signal is not None and request.wants(self.decoded):
+            out.heads[self.decoded] = self.signal(cell)
         if self.openness is not None and request.wants("openness"):
             out.heads["openness"] = self.openness(x)
         if self.membership is not None and request.wants("membership"):

@@ -165,6 +165,7 @@ def undeclared_capabilities(encoder: CellEncoder, data: AnnData) -> None:
         Capability.GENE_EMBEDDINGS: encoder.gene_embeddings,
         Capability.ATTENTION: lambda: encoder.attention(data),
         Capability.EXPRESSION: lambda: list(encoder.encode(data, outputs=("expression",))),
+        Capability.ACCESSIBILITY: lambda: list(encoder.encode(data, outputs=("accessibility",))),
     }
     if Capability.EMBED not in encoder.capabilities:
         fail("'embed' is not declared")

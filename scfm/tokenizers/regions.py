@@ -39,6 +39,8 @@ class RegionTokenizer(RankTokenizer):
         Column of `obs` with the batch of each cell, for networks with batch labels.
     batches
         Names of the batches in the order of the network's labels.
+    frequency_of
+        What the document frequency was counted in, for provenance: the "checkpoint" brought it, or a description of data.
     """
 
     context: int = 8192
@@ -48,6 +50,7 @@ class RegionTokenizer(RankTokenizer):
     truncation: Literal["first", "upstream"] = "first"
     batch_key: str | None = None
     batches: tuple[str, ...] = ()
+    frequency_of: str = "checkpoint"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,7 +68,18 @@ class RegionTokenizer(RankTokenizer):
         return () if self.batch_key is None else (self.batch_key,)
 
     def tokenize(self, block: Block, seed: int = 0) -> Tokens:
-        """Tokens of a block: field "ids" int32."""
+        """Tokens of a block: field "ids" int32.
+
+        Raises
+        ------
+        InputError
+            The document frequency is not known.
+        """
+        if self.scale is not None and not np.isfinite(self.vocabulary.columns[self.scale]).any():
+            raise InputError(
+                "the document frequency of the regions is not known: the encoder was loaded with document_frequency='data'.",
+                "Count it first: encoder = scfm.document_frequency.counted_in(encoder, adata).",
+            )
         return replace(super().tokenize(block, seed), cells=batch_labels(block, self.batch_key, self.batches))
 
     def stream(self, seed: int = 0) -> _Stream:

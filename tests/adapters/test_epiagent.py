@@ -1,5 +1,6 @@
 """EpiAgent: published size, its files, and input it refuses."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 import scfm
 from scfm.adapters.epiagent import EpiAgent
 from scfm.adapters.epiagent.network import EpiAgentConfig, EpiAgentNetwork
+from scfm.document_frequency import counted_in
 from scfm.encoder import Request
 from scfm.errors import CheckpointError, InputError
 from scfm.genes import Vocabulary
@@ -81,3 +83,55 @@ def test_genes_are_refused(folder: Path, data: ad.AnnData) -> None:
     data.var_names = [f"GENE{i}" for i in range(data.n_vars)]
     with pytest.raises(InputError, match="regions"):
         scfm.load(folder, heads=4).embed(data)
+
+
+def test_document_frequency_is_counted_in_the_data_when_asked_for_and_said(
+    folder: Path, data: ad.AnnData, tmp_path: Path
+) -> None:
+    given = scfm.load(folder, heads=4)
+    assert given.tokenizer.settings()["frequency_of"] == "checkpoint"
+    (folder / "cCRE_document_frequency.npy").unlink()
+    with pytest.raises(CheckpointError, match="document_frequency='data'"):
+        scfm.load(folder, heads=4)
+    with pytest.raises(InputError, match="'guess' is not known"):
+        scfm.load(folder, heads=4, document_frequency="guess")
+    unknown = scfm.load(folder, heads=4, document_frequency="data")
+    with pytest.raises(InputError, match="counted_in"):
+        unknown.embed(data)
+    counted = counted_in(unknown, data)
+    opened = (data.X.toarray() > 0).sum(axis=0)
+    expected = np.where(opened > 0, opened, 1) / (data.X.getnnz(axis=1) > 0).sum()
+    np.testing.assert_array_equal(counted.vocabulary.columns["document_frequency"][4:], expected)
+    for tokens, row in zip(next(iter(counted.with_options(context=200).tokenize(data))), data.X.toarray(), strict=True):
+        open_ = np.flatnonzero(row)
+        assert (tokens["ids"][1:-1] - 4).tolist() == sorted(open_, key=lambda j: (-row[j] / expected[j], j))
+    data = data.copy()
+    counted.embed(data, key_added="X_epi")
+    assert json.loads(data.uns["scfm"]["X_epi"])["tokenizer"]["frequency_of"] == "data: 5 cells"
+    again = scfm.load(counted.save(tmp_path / "saved"))
+    np.testing.assert_array_equal(again.embed(data), counted.embed(data))
+    assert again.tokenizer.settings() == counted.tokenizer.settings()
+    assert not np.array_equal(given.embed(data), counted.embed(data))
+    with pytest.raises(InputError, match="does not rank regions"):
+        counted_in(scfm.load("lsi"), data)
+
+
+def test_peaks_whose_reference_is_stated_to_be_another_build_are_refused(folder: Path, data: ad.AnnData) -> None:
+    encoder = scfm.load(folder, heads=4)
+    data = data.copy()
+    data.var["genome"] = "refdata-gex-GRCh38-2020-A"
+    assert encoder.embed(data, map_genes=True).shape == (5, 32)
+    data.var["genome"] = "hg19"
+    for mapped in (False, True):
+        with pytest.raises(InputError, match="stated to be hg19"):
+            encoder.embed(data, map_genes=mapped)
+
+
+def test_a_decoder_of_other_regions_is_not_accessibility() -> None:
+    from scfm.encoder import Capability
+
+    folder = FIXTURE / "checkpoint"
+    assert Capability.ACCESSIBILITY in scfm.load(folder, weights=WEIGHTS, heads=4).capabilities
+    perturbed = scfm.load(folder, weights="EpiAgent_PT.pth", heads=4)
+    assert Capability.ACCESSIBILITY not in perturbed.capabilities
+    assert "signal" in perturbed.network.heads

@@ -128,12 +128,12 @@ def tokens(encoder: Any, data: Any, expected: Any) -> Iterator[tuple[str, np.nda
 
 
 def states(encoder: Any, data: Any, expected: Any) -> Iterator[tuple[str, np.ndarray]]:
-    found = run(encoder.network, expected, "cells", "tokens", "signal", "openness")
+    found = run(encoder.network, expected, "cells", "tokens", "accessibility", "openness")
     real = expected["input_ids"] != 0
     embedding = encoder.embed(data, empty_cells="embed")
     embedding[~expected["tie_free"]] = found["cells"][~expected["tie_free"]]  # on the recorded order of equal values
     yield "cell_embedding", embedding
-    yield "predicted_signals", found["signal"]
+    yield "predicted_signals", found["accessibility"]
     yield "last_hidden_state", found["tokens"] * real[:, :, None]
     yield "rlm_scores", found["openness"][expected["input_ids"] > 3]
     with torch.inference_mode():
