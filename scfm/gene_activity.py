@@ -32,7 +32,7 @@ from scfm.regions import BUILDS, RegionIndex, Regions, build_in, possible_builds
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["Genes", "activity_weights", "gene_activity"]
+__all__ = ["Genes", "activity_weights", "gene_activity", "require_same_build"]
 
 _ATTRIBUTE = re.compile(r'(\w+)\s+(?:"([^"]*)"|([^";\s]+))')
 
@@ -202,7 +202,7 @@ def gene_activity(
         peaks, columns = Regions.among(names)
         if not len(peaks):
             Regions.from_names(names)  # refuses, and lists them
-        _require_same_build(peaks, annotation, build)
+        require_same_build(peaks, annotation, build)
         weights = activity_weights(peaks, annotation, upstream=upstream, decay=decay, window=window)
         settings = {"genes": annotation.source, "upstream": upstream, "decay": decay, "window": window}
         return _scored(source, columns, weights, annotation, settings)
@@ -210,7 +210,14 @@ def gene_activity(
         source.close()
 
 
-def _require_same_build(peaks: Regions, genes: Genes, stated: str | None) -> None:
+def require_same_build(peaks: Regions, genes: Genes, stated: str | None) -> None:
+    """Refuse peaks and genes of different genome builds, as far as stated builds and the lengths of chromosomes tell.
+
+    Raises
+    ------
+    InputError
+        Saying which build each is of.
+    """
     if genes.build in BUILDS:
         require_build(peaks, genes.build, stated=stated, model=f"the annotation {genes.source}")
         return
