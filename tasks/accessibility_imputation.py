@@ -197,10 +197,10 @@ def _scores(
     import numpy as np
     import pandas as pd
     from scipy import sparse
-    from sklearn.metrics import average_precision_score, roc_auc_score
 
     from scfm.loading import load
     from scfm.metrics import bootstrap_mean
+    from scfm.metrics.classification import auroc, average_precision
     from scfm.neighbours import neighbours as nearest
 
     rng = np.random.default_rng(seed)
@@ -237,8 +237,8 @@ def _scores(
                 scores["k-NN smoothing"][here] = (open_near + scores["region mean"][here]) / (k + 1)
     lines = []
     for metric, function, chance in (
-        ("AUROC", roc_auc_score, 0.5),
-        ("AUPRC", average_precision_score, 1 / (1 + closed)),
+        ("AUROC", auroc, 0.5),
+        ("AUPRC", average_precision, 1 / (1 + closed)),
     ):
         for name, score in scores.items():
             spans = zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)
