@@ -69,20 +69,26 @@ def leiden(graph: sparse.csr_matrix, *, resolution: float = 1.0, seed: int = 0) 
     Raises
     ------
     MissingExtraError
-        scikit-network is not installed.
+        graspologic-native is not installed.
     """
     if resolution <= 0:
         raise InputError(f"resolution={resolution}; it must be above 0.")
-    package = optional("sknetwork.clustering", extra="analysis", purpose="Leiden clustering")
-    model = package.Leiden(
-        resolution=resolution,
-        modularity="newman",
-        random_state=seed,
-        shuffle_nodes=True,
-        return_probs=False,
-        return_aggregate=False,
-    )
-    return np.asarray(model.fit_predict(graph), dtype=np.int64)
+    package = optional("graspologic_native", extra="analysis", purpose="Leiden clustering")
+    upper = sparse.triu(graph, format="coo")  # each edge once
+    names = [str(i) for i in range(graph.shape[0])]
+    edges = [
+        (names[i], names[j], w)
+        for i, j, w in zip(upper.row.tolist(), upper.col.tolist(), upper.data.tolist(), strict=True)
+    ]
+    found = package.leiden(edges, resolution=resolution, seed=seed)[1] if edges else {}
+    raw = np.array([found.get(name, -1) for name in names])
+    alone = raw < 0  # cells without a neighbour
+    raw[alone] = raw.max(initial=-1) + 1 + np.arange(alone.sum())
+    _, first, codes = np.unique(raw, return_index=True, return_inverse=True)
+    order = np.lexsort((first, -np.bincount(codes)))  # of equally large clusters the one with the first cell
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order))
+    return rank[codes]
 
 
 def kmeans(embedding: np.ndarray, clusters: int, *, seed: int = 0) -> np.ndarray:

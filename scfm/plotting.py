@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING
 
@@ -11,11 +11,24 @@ import numpy as np
 from scfm._lazy import optional
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
     from scfm.metrics import Estimate
 
-__all__ = ["CATEGORIES", "MARKERS", "SEQUENTIAL", "DIVERGING", "axes_of", "bars", "category_colours", "saved"]
+__all__ = [
+    "CATEGORIES",
+    "DIVERGING",
+    "MARKERS",
+    "SEQUENTIAL",
+    "axes_of",
+    "bars",
+    "category_colours",
+    "category_panels",
+    "saved",
+    "score_table",
+    "umap_coordinates",
+]
 
 CATEGORIES = (
     "#0072b2",
@@ -83,3 +96,122 @@ def bars(
     if baseline is not None:
         ax.axvline(baseline, color="#333333", linestyle="--", linewidth=1)
     return ax
+
+
+def score_table(
+    table: pd.DataFrame,
+    groups: Mapping[str, Sequence[str]],
+    *,
+    bars: str,
+    baselines: Sequence[str] = (),
+    ax: Axes | None = None,
+) -> Axes:
+    """Scores from 0 to 1 as a table of dots, whose area and darkness grow with the score, and of bars; undefined ones are crosses.
+
+    Parameters
+    ----------
+    table
+        One row an embedding, one column a metric.
+    groups
+        Heading -> columns below it, from left to right.
+    bars
+        The heading whose columns are bars.
+    baselines
+        Rows below a line.
+    ax
+        Draw into these axes; None makes a figure.
+    """
+    from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
+
+    columns = [(group, name) for group, names in groups.items() for name in names]
+    ax = axes_of(ax, size=(1.9 + 0.88 * len(columns), 1.9 + 0.45 * len(table)))
+    shades = colormaps["Greys"]
+    x = 0.0
+    heads: dict[str, list[float]] = {}
+    for i, (group, name) in enumerate(columns):
+        x += 1.0 + (0.5 if i and columns[i - 1][0] != group else 0.0)
+        heads.setdefault(group, []).append(x)
+        ax.text(x, -0.75, name.replace(" ", "\n", 1), ha="center", va="bottom", fontsize=8)
+        for y, value in enumerate(table[name]):
+            if not np.isfinite(value):
+                ax.plot(x, y, "x", color="#7f7f7f", markersize=6)
+                continue
+            within = float(np.clip(value, 0, 1))
+            shown = f"{value:.2f}".replace("-0.00", "0.00")
+            if group == bars:
+                ax.add_patch(Rectangle((x - 0.42, y - 0.3), 0.84, 0.6, facecolor="#f0f0f0", edgecolor="none"))
+                ax.add_patch(
+                    Rectangle((x - 0.42, y - 0.3), 0.84 * within, 0.6, facecolor=CATEGORIES[4], edgecolor="none")
+                )
+                ax.text(x, y, shown, ha="center", va="center", fontsize=8)
+                continue
+            dot = shades(0.08 + 0.8 * within)
+            ax.scatter(x, y, s=240 + 400 * within, color=[dot], edgecolor="#333333", linewidth=0.6)
+            ax.text(
+                x, y, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if within > 0.55 else "black"
+            )
+    for group, places in heads.items():
+        ax.text(float(np.mean(places)), -1.75, group, ha="center", va="bottom", fontsize=9, fontweight="bold")
+        ax.plot([places[0] - 0.4, places[-1] + 0.4], [-1.7, -1.7], color="#333333", linewidth=0.8)
+    if 0 < len(baselines) < len(table):
+        line = len(table) - len(baselines) - 0.5
+        ax.plot([0.4, x + 0.6], [line, line], color="#333333", linestyle=":", linewidth=0.8)
+    ax.set(xlim=(0.4, x + 0.6), ylim=(len(table) - 0.4, -2.2), xticks=[])
+    ax.set_yticks(range(len(table)), [str(name) for name in table.index])
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    return ax
+
+
+def umap_coordinates(embedding: np.ndarray, *, metric: str = "euclidean", seed: int = 0) -> np.ndarray:
+    """UMAP (n_cells, 2) of an embedding for pictures; reproducible on one machine."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # umap-learn on fixed seeds and threads, and on a part that needs Tensorflow
+        umap = optional("umap", extra="analysis", purpose="UMAP")
+        return umap.UMAP(n_neighbors=15, min_dist=0.3, metric=metric, random_state=seed).fit_transform(embedding)
+
+
+def category_panels(places: np.ndarray, panels: Mapping[str, np.ndarray], *, title: str = "") -> list[Axes]:
+    """Cells at places (n_cells, 2), once for each column of categories, told apart by colour and shape.
+
+    Parameters
+    ----------
+    places
+        E.g. of `umap_coordinates`.
+    panels
+        Heading -> (n_cells,) categories.
+    title
+        Above all panels.
+    """
+    optional("matplotlib", extra="analysis", purpose="the picture")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6 * len(panels), 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    axes: list[Axes] = list(np.atleast_1d(figure.subplots(1, len(panels))))
+    order = np.random.default_rng(0).permutation(len(places))  # none hides the others
+    for ax, (heading, categories) in zip(axes, panels.items(), strict=True):
+        names = np.unique(categories)
+        colours = category_colours(names.tolist())
+        for i, name in enumerate(names):
+            rows = order[categories[order] == name]
+            ax.scatter(
+                places[rows, 0],
+                places[rows, 1],
+                s=9,
+                marker=MARKERS[i % len(MARKERS)],
+                color=colours[str(name)],
+                linewidth=0,
+                alpha=0.75,
+                label=str(name),
+                rasterized=True,
+            )
+        ax.set(title=heading, xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8, markerscale=1.8)
+    return axes

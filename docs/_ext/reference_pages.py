@@ -43,7 +43,15 @@ API = {
         "scfm.provenance",
     ),
     "Write an adapter": ("scfm.checkpoint", "scfm.tokenizers", "scfm.nn", "scfm.hub", "scfm.testing"),
-    "Results": ("scfm.metrics", "scfm.neighbours", "scfm.clustering", "scfm.results", "scfm.task", "scfm.plotting"),
+    "Results": (
+        "scfm.metrics",
+        "scfm.neighbours",
+        "scfm.clustering",
+        "scfm.embeddings",
+        "scfm.results",
+        "scfm.task",
+        "scfm.plotting",
+    ),
     "Errors": ("scfm.errors",),
 }
 

@@ -58,7 +58,12 @@ def ami(labels: np.ndarray, clusters: np.ndarray, *, convention: str = "") -> Sc
     _, c = levels(clusters, n, "clusters")
     if len(names) < 2:
         return Score(np.nan, convention, n, "one label only")
-    return Score(float(adjusted_mutual_info_score(y, c)), convention, n)
+    return Score(
+        float(adjusted_mutual_info_score(y, c)),
+        convention,
+        n,
+        resample=lambda rows: float(adjusted_mutual_info_score(y[rows], c[rows])),
+    )
 
 
 def cluster_f1(labels: np.ndarray, clusters: np.ndarray, *, convention: str = "") -> Score:

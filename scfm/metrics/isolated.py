@@ -74,6 +74,20 @@ def isolated_f1(
     isolated = isolated_labels(labels, batch, most_batches=most_batches)
     if not isolated or not clusterings:
         return Score(np.nan, convention, len(labels), "no label is isolated" if clusterings else "no clustering")
-    strata = [cluster_f1(labels, clusters).strata for clusters in clusterings]
-    best = {name: max(each[name] for each in strata) for name in isolated}
-    return Score(float(np.mean(list(best.values()))), convention, len(labels), strata=best)
+    scores = [cluster_f1(labels, clusters) for clusters in clusterings]
+    best = {name: int(np.argmax([score.strata[name] for score in scores])) for name in isolated}
+    strata = {name: scores[i].strata[name] for name, i in best.items()}
+    names, codes = levels(labels, len(labels))
+    clusters = [levels(each, len(labels), "clusters")[1] for each in clusterings]
+
+    def statistic(rows: np.ndarray) -> float:
+        found = []
+        for name, i in best.items():
+            sizes = np.bincount(clusters[i][rows])
+            inside = codes[rows] == np.searchsorted(names, name)
+            if inside.any():
+                common = np.bincount(clusters[i][rows][inside], minlength=len(sizes))
+                found.append(float((2 * common / np.maximum(sizes + inside.sum(), 1)).max()))
+        return float(np.mean(found)) if found else np.nan
+
+    return Score(float(np.mean(list(strata.values()))), convention, len(labels), strata=strata, resample=statistic)

@@ -113,6 +113,7 @@ def test_clusters_agree_with_labels_about_as_well_as_those_of_igraph(golden):
         leiden(graph, resolution=0)
 
 
+@pytest.mark.slow
 def test_neighbour_weights_are_those_of_umap(golden):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a part of it that needs Tensorflow
