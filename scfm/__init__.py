@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from scfm.finetuning import finetune
     from scfm.loading import LicenceWarning, load
     from scfm.multi import MultiEmbedding, embed_multi
-    from scfm.objectives import Classification, MultiLabel, Regression
+    from scfm.objectives import Classification, Contrastive, MaskedExpression, MultiLabel, Regression
     from scfm.objectives.drug_response import DrugResponse
     from scfm.objectives.gene_response import GeneResponse
     from scfm.reading import InputReport, InputWarning, check
@@ -35,10 +35,12 @@ __all__ = [
     "TokenAdapter",
     "Regression",
     "MultiLabel",
+    "MaskedExpression",
     "LoRA",
     "Head",
     "Full",
     "FineTuned",
+    "Contrastive",
     "Classification",
     "Capability",
     "CellEncoder",
@@ -67,10 +69,12 @@ _HOME = {
     "TokenAdapter": "scfm.adaptation",
     "Regression": "scfm.objectives",
     "MultiLabel": "scfm.objectives",
+    "MaskedExpression": "scfm.objectives",
     "LoRA": "scfm.adaptation",
     "Head": "scfm.adaptation",
     "Full": "scfm.adaptation",
     "FineTuned": "scfm.finetuned",
+    "Contrastive": "scfm.objectives",
     "Classification": "scfm.objectives",
     "Capability": "scfm.encoder",
     "CellEncoder": "scfm.encoder",

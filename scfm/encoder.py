@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from scfm.engine import Devices
     from scfm.reading import InputReport
 
-__all__ = ["Capability", "CellAttention", "CellEncoder", "Encoded", "Network", "Request"]
+__all__ = ["Capability", "CellAttention", "CellEncoder", "Encoded", "Network", "Recovery", "Request"]
 
 
 class Capability(StrEnum):
@@ -136,6 +136,27 @@ class Encoded:
         return self._each(move)
 
 
+@dataclass(frozen=True)
+class Recovery:
+    """The head of a network that predicts what hidden tokens say (see `Hiding`), as its authors trained it.
+
+    Parameters
+    ----------
+    head
+        Its name.
+    layout
+        "token": (b, t) numbers or (b, t, classes) logits, one for every token. "gene": (b, n_genes) numbers, by token id. "patch":
+        (b, n_genes) numbers in the order of the tokens' contents; the last token has the last genes. "cell": (b,) the loss itself of
+        networks that predict a cell gene by gene, so that nothing is hidden.
+    counts
+        The numbers are mean counts, while the tokens hold their log1p.
+    """
+
+    head: str
+    layout: Literal["token", "gene", "patch", "cell"] = "token"
+    counts: bool = False
+
+
 class Network(nn.Module, ABC):
     """A torch module that encodes a batch of tokens."""
 
@@ -149,8 +170,15 @@ class Network(nn.Module, ABC):
     """Name of the module that embeds a token's value, or the token where no value is read; token adapters follow it."""
     perturbation_flags: bool = False
     """Whether a batch's field "flags" (1 at perturbed genes) and "expression" make it predict expression after a perturbation."""
+    recovery: Recovery | None = None
+    """The head that predicts what hidden tokens say; None: there is none, or this checkpoint lacks it."""
     token_cost: int = 1
     """Memory of a token, in those of a plain encoder: batches hold so many times fewer. Above 1 where states are kept between passes."""
+
+    @property
+    def token_width(self) -> int:
+        """Length of a token's state."""
+        return self.dim
 
     def width(self, request: Request) -> int:
         """Length of a cell embedding with this pooling and from this layer."""

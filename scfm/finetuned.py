@@ -57,7 +57,13 @@ class FineTunedNetwork(Network):
         self.base, self.head = base, head
         self._target = target
         self.dim, self.depth, self.token_cost = base.dim, base.depth, base.token_cost
+        self.recovery = base.recovery
         self.heads = base.heads | ({PREDICTION} if target.predicts else set())
+
+    @property
+    def token_width(self) -> int:
+        """That of the network inside."""
+        return self.base.token_width
 
     def width(self, request: Request) -> int:
         """That of the network inside."""

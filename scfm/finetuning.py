@@ -22,7 +22,7 @@ from scfm.adaptation import Adapted, Head, Method, adapt, layers_of, method_of
 from scfm.cells import Data, Values
 from scfm.encoder import CellEncoder
 from scfm.errors import CapabilityError, InputError, listing
-from scfm.examples import Cells, Labelled, embeddings, spread
+from scfm.examples import Cells, Labelled, embeddings
 from scfm.finetuned import FineTuned, FineTunedNetwork
 from scfm.inference import progress_bar
 from scfm.labelled import Sides, digest, divide, read_labelled
@@ -301,7 +301,7 @@ class _Parts:
             key for key, x in base.network.state_dict().items() if key not in own or own[key].shape != x.shape
         )
         head = target.head(base, head_dropout).to(base.device)
-        target.start(head, lambda: embeddings(base, spread(sides.training)))
+        target.start(head, base, sides.training)
         both = [sides.training, sides.held_out]
         inputs: list[Tokens | np.ndarray | None]
         if isinstance(how, Head):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scfm.encoder import Encoded, Network, Request
+from scfm.encoder import Encoded, Network, Recovery, Request
 from scfm.nn import SoftBinEmbedding, TransformerLayer, TransformerStack, over_distinct
 from scfm.tokenizers import Batch
 
@@ -48,6 +48,7 @@ class AIDOCellNetwork(Network):
     """Encoder over all genes and the two depth tokens, and the expression head."""
 
     token_embedding = "values"
+    recovery = Recovery("expression", "gene")
 
     def __init__(self, config: AIDOCellConfig) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ import numpy as np
 from scfm.cells import Block
 from scfm.genes import Vocabulary, gene_rows
 from scfm.tokenizers import Tokenizer, Tokens
-from scfm.tokenizers.base import dense, ordered_entries, row_sums
+from scfm.tokenizers.base import Hiding, dense, ordered_entries, row_sums
 
 DEPTH_FLOOR = 5.0  # so that the depth tokens are the same for all cells below 100,000 counts
 MASK = -1.0
@@ -40,6 +40,11 @@ class DenseTokenizer(Tokenizer):
 
     def __post_init__(self) -> None:
         gene_rows(self.vocabulary, self.masked)  # unknown names are refused
+
+    @property
+    def hiding(self) -> Hiding:
+        """The value, as the mask of the value embedding."""
+        return Hiding("values", MASK)
 
     def settings(self) -> dict[str, Any]:
         """Plain values that, with the vocabulary, rebuild the tokenizer."""

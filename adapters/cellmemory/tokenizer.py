@@ -11,7 +11,7 @@ from scfm.cells import Block
 from scfm.errors import InputError
 from scfm.genes import Vocabulary
 from scfm.tokenizers import Tokenizer, Tokens
-from scfm.tokenizers.base import ordered_entries, ragged_positions
+from scfm.tokenizers.base import Hiding, ordered_entries, ragged_positions
 from scfm.tokenizers.hashing import cell_hash, mix32, token_hash
 from scfm.tokenizers.quantiles import bin_ranges
 
@@ -58,6 +58,11 @@ class ReferenceTokenizer(Tokenizer):
     def random(self) -> bool:  # type: ignore[override]
         """Whether a subset of the genes of long cells is drawn."""
         return self.mode == "fast" and len(self.vocabulary.genes) > self.context
+
+    @property
+    def hiding(self) -> Hiding:
+        """The bin, as that of genes that are not expressed."""
+        return Hiding("bins", 0)
 
     def settings(self) -> dict[str, Any]:
         """Plain values that, with the vocabulary, rebuild the tokenizer."""

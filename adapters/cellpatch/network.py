@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scfm.encoder import Encoded, Network, Request
+from scfm.encoder import Encoded, Network, Recovery, Request
 from scfm.nn import TransformerLayer, TransformerStack
 from scfm.tokenizers import Batch
 
@@ -83,6 +83,7 @@ class CellPatchNetwork(Network):
     """The cell is its patches, flattened: (patches x dim), or (patches x projection)."""
 
     token_embedding = "values"
+    recovery = Recovery("expression")
 
     def __init__(self, config: CellPatchConfig) -> None:
         super().__init__()
@@ -113,6 +114,11 @@ class CellPatchNetwork(Network):
     @property
     def _patch_attention(self) -> list[str]:
         return [f"patch_attention_{i}" for i in range(self.config.layers)]
+
+    @property
+    def token_width(self) -> int:
+        """Length of a token's state."""
+        return self.config.dim
 
     def width(self, request: Request) -> int:
         """Length of a cell embedding: flattened patches, projected or not."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scfm.encoder import Encoded, Network, Request
+from scfm.encoder import Encoded, Network, Recovery, Request
 from scfm.nn import FlowAttention, PerformerAttention, TransformerLayer, TransformerStack
 from scfm.tokenizers import Batch
 
@@ -197,6 +197,7 @@ class CellPLMNetwork(Network):
     """One batch is one set of cells: all of them attend to each other."""
 
     token_embedding = "embed_norm"
+    recovery = Recovery("expression", "gene", counts=True)
 
     def __init__(self, config: CellPLMConfig) -> None:
         super().__init__()
@@ -221,6 +222,11 @@ class CellPLMNetwork(Network):
         if self.classifier is not None:
             names.add("logits")
         return frozenset(names)
+
+    @property
+    def token_width(self) -> int:
+        """Length of a token's state."""
+        return self.config.hidden
 
     def embed_cells(self, batch: Batch) -> Tensor:
         """Input states of the cells (n, hidden): norm(relu(W Σ value · gene + b))."""

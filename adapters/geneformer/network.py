@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scfm.encoder import Encoded, Network, Request
+from scfm.encoder import Encoded, Network, Recovery, Request
 from scfm.nn import BertEmbedding, TransformerLayer, TransformerStack
 from scfm.tokenizers import Batch
 
@@ -54,6 +54,7 @@ class GeneformerNetwork(Network):
     """Embedding, post-norm transformer; cells are read after the second to last layer, heads read the last."""
 
     token_embedding = "embedding"
+    recovery = Recovery("gene_logits")
 
     def __init__(self, config: GeneformerConfig) -> None:
         super().__init__()

@@ -70,6 +70,11 @@ class LangCellNetwork(Network):
         )
         self.projection = nn.Linear(c.dim, c.shared)
 
+    @property
+    def token_width(self) -> int:
+        """Length of a token's state."""
+        return self.config.dim
+
     def width(self, request: Request) -> int:
         """Length of the shared vectors, or of a state."""
         return self.config.dim if request.pooling == "cls" else self.config.shared
@@ -188,6 +193,11 @@ class MatchingNetwork(Network):
         self.dim, self.depth = cells.dim, cells.depth
         self.vectors: Tensor
         self.register_buffer("vectors", vectors, persistent=False)
+
+    @property
+    def token_width(self) -> int:
+        """Length of a token's state."""
+        return self.cells.token_width
 
     def width(self, request: Request) -> int:
         """As of the cell encoder."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scfm.encoder import Encoded, Network, Request
+from scfm.encoder import Encoded, Network, Recovery, Request
 from scfm.nn import TransformerLayer, TransformerStack
 from scfm.tokenizers import Batch
 
@@ -36,6 +36,7 @@ class NicheformerNetwork(Network):
     """x = tokens + positions; transformer whose padding is attended to by nobody, but attends and is averaged over, as the authors do."""
 
     token_embedding = "tokens"
+    recovery = Recovery("gene_logits")
 
     def __init__(self, config: NicheformerConfig) -> None:
         super().__init__()

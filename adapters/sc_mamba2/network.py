@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scfm.encoder import Encoded, Network, Request
+from scfm.encoder import Encoded, Network, Recovery, Request
 from scfm.nn import (
     CellDecoder,
     DomainNorm,
@@ -81,6 +81,7 @@ class SCMamba2Network(Network):
     """x = norm(genes + values); bidirectional Mamba-2 layers; the cell is the L2-normalised first state."""
 
     token_embedding = "values"
+    recovery = Recovery("expression")
 
     def __init__(self, config: SCMamba2Config) -> None:
         super().__init__()

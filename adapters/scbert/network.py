@@ -8,7 +8,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scfm.encoder import Encoded, Network, Request
+from scfm.encoder import Encoded, Network, Recovery, Request
 from scfm.nn import PerformerAttention, TransformerLayer, TransformerStack
 from scfm.tokenizers import Batch
 
@@ -51,6 +51,7 @@ class ScBERTNetwork(Network):
     """Performer over all genes and one last token."""
 
     token_embedding = "levels"
+    recovery = Recovery("level_logits")
 
     def __init__(self, config: ScBERTConfig) -> None:
         super().__init__()

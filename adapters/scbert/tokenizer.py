@@ -10,7 +10,7 @@ import numpy as np
 from scfm.cells import Block
 from scfm.genes import Vocabulary
 from scfm.tokenizers import Tokenizer, Tokens
-from scfm.tokenizers.base import dense, ordered_entries, row_sums
+from scfm.tokenizers.base import Hiding, dense, ordered_entries, row_sums
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,11 @@ class LevelTokenizer(Tokenizer):
     levels: int = 5
     context: int = 1_000_000
     equal_features: ClassVar[Literal["first"]] = "first"
+
+    @property
+    def hiding(self) -> Hiding:
+        """The level, as the one behind the highest; level 0 never is, as in the authors' pre-training."""
+        return Hiding("levels", self.levels + 1, classes=self.levels + 2)
 
     def settings(self) -> dict[str, Any]:
         """Plain values that, with the vocabulary, rebuild the tokenizer."""

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from scfm.encoder import Encoded, Network, Request
+from scfm.encoder import Encoded, Network, Recovery, Request
 from scfm.nn import PerformerAttention, SoftBinEmbedding, TransformerLayer, TransformerStack, over_distinct
 from scfm.tokenizers import Batch
 
@@ -40,6 +40,7 @@ class ScFoundationNetwork(Network):
     """Encoder over the expressed genes, T and S; decoder over all positions."""
 
     token_embedding = "values"
+    recovery = Recovery("expression", "gene")
     heads = frozenset({"gene_states", "expression"})
 
     def __init__(self, config: ScFoundationConfig) -> None:
@@ -70,6 +71,11 @@ class ScFoundationNetwork(Network):
         return TransformerLayer(
             c.decoder_dim, c.decoder_heads, 4 * c.decoder_dim, activation="gelu", norm="pre", attention=attention
         )
+
+    @property
+    def token_width(self) -> int:
+        """Length of a token's state."""
+        return self.config.dim
 
     def width(self, request: Request) -> int:
         """4 x dim for the pooling "all", dim for "max"."""

@@ -21,7 +21,7 @@ from scfm.cells import Block
 from scfm.errors import InputError
 from scfm.genes import Vocabulary
 from scfm.tokenizers import Tokenizer, Tokens
-from scfm.tokenizers.base import append, ordered_entries, row_sums
+from scfm.tokenizers.base import Hiding, append, ordered_entries, row_sums
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,11 @@ class DepthTokenizer(Tokenizer):
     def obs_columns(self) -> tuple[str, ...]:
         """The column with total counts, where one is set."""
         return () if self.total_key is None else (self.total_key,)
+
+    @property
+    def hiding(self) -> Hiding:
+        """The gene is taken out: the encoder never sees hidden genes."""
+        return Hiding("values", None)
 
     def settings(self) -> dict[str, Any]:
         """Plain values that, with the vocabulary, rebuild the tokenizer."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scfm.encoder import Encoded, Network, Request
+from scfm.encoder import Encoded, Network, Recovery, Request
 from scfm.nn import (
     CellDecoder,
     DomainNorm,
@@ -74,6 +74,8 @@ class _ReverseGradient(torch.autograd.Function):
 
 class ScGPTNetwork(Network):
     """x = genes + values (+ flags); transformer; the cell is the L2-normalised first state."""
+
+    recovery = Recovery("expression")
 
     def __init__(self, config: ScGPTConfig) -> None:
         super().__init__()

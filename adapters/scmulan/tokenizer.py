@@ -11,7 +11,7 @@ from scfm.cells import Block
 from scfm.errors import InputError
 from scfm.genes import Vocabulary
 from scfm.tokenizers import Tokenizer, Tokens
-from scfm.tokenizers.base import append, ordered_entries
+from scfm.tokenizers.base import Hiding, append, ordered_entries
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,11 @@ class SentenceTokenizer(Tokenizer):
     limit: float | None = 10.0
     context: int = 1_000_000
     equal_features: ClassVar[Literal["first"]] = "first"
+
+    @property
+    def hiding(self) -> Hiding:
+        """The bin, as 0."""
+        return Hiding("bins", 0)
 
     def settings(self) -> dict[str, Any]:
         """Plain values that, with the vocabulary, rebuild the tokenizer."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scfm.encoder import Encoded, Network, Request
+from scfm.encoder import Encoded, Network, Recovery, Request
 from scfm.nn import SelfAttention, TransformerLayer, TransformerStack
 from scfm.tokenizers import Batch
 
@@ -48,6 +48,7 @@ class RectifiedAttention(SelfAttention):
 class ScPlantFormerNetwork(Network):
     """x = ReLU(patches + positions); layers; ReLU, LayerNorm, ReLU; the cell is the mean over the patches."""
 
+    recovery = Recovery("expression", "patch")
     heads = frozenset({"expression", "patch_attention"})
 
     def __init__(self, config: ScPlantFormerConfig) -> None:

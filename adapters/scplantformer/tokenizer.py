@@ -10,7 +10,7 @@ import numpy as np
 from scfm.cells import Block
 from scfm.genes import Vocabulary
 from scfm.tokenizers import Tokenizer, Tokens
-from scfm.tokenizers.base import ordered_entries
+from scfm.tokenizers.base import Hiding, ordered_entries
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,11 @@ class PatchTokenizer(Tokenizer):
     def context(self) -> int:  # type: ignore[override]
         """Patches of a cell."""
         return -(-len(self.vocabulary) // self.size)
+
+    @property
+    def hiding(self) -> Hiding:
+        """All values of a patch, as 0."""
+        return Hiding("patches", 0.0, zeros=True, width=self.size)
 
     def settings(self) -> dict[str, Any]:
         """Plain values that, with the vocabulary, rebuild the tokenizer."""

@@ -8,7 +8,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import nn
 
-from scfm.encoder import Encoded, Network, Request
+from scfm.encoder import Encoded, Network, Recovery, Request
 from scfm.nn import (
     ExpressionDecoder,
     MLPClassifier,
@@ -45,6 +45,7 @@ class ScPlantLLMNetwork(Network):
     """x = genes + values; transformer; the cell is the L2-normalised state of ``<cls>``."""
 
     token_embedding = "values"
+    recovery = Recovery("expression")
 
     def __init__(self, config: ScPlantLLMConfig) -> None:
         super().__init__()

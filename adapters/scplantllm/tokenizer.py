@@ -16,7 +16,7 @@ from scfm.cells import Block
 from scfm.errors import InputError
 from scfm.genes import Vocabulary
 from scfm.tokenizers import Tokenizer, Tokens
-from scfm.tokenizers.base import prepend, row_sums
+from scfm.tokenizers.base import Hiding, prepend, row_sums
 from scfm.tokenizers.hashing import cell_hash, drawn, mix32
 
 LARGEST = float(np.log1p(1e4))
@@ -61,6 +61,11 @@ class EdgeBinTokenizer(Tokenizer):
     def context(self) -> int:  # type: ignore[override]
         """Most tokens of a cell, ``<cls>`` included."""
         return self.most + 1
+
+    @property
+    def hiding(self) -> Hiding:
+        """The bin, as the mask behind that of padding."""
+        return Hiding("bins", self.bins + 1)
 
     def settings(self) -> dict[str, Any]:
         """Plain values that, with the vocabulary, rebuild the tokenizer."""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scfm.encoder import Encoded, Network, Request
+from scfm.encoder import Encoded, Network, Recovery, Request
 from scfm.nn import SelfAttention, TransformerLayer, TransformerStack, over_distinct
 from scfm.tokenizers import Batch
 
@@ -156,6 +156,7 @@ class TranscriptFormerNetwork(Network):
     """The cell is the sum of the states from ``[START]`` on, divided by the most genes a cell may have."""
 
     token_embedding = "genes"
+    recovery = Recovery("llh", "cell")
 
     def __init__(self, config: TranscriptFormerConfig) -> None:
         super().__init__()

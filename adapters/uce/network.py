@@ -87,6 +87,11 @@ class UCENetwork(Network):
         x = over_distinct(lambda i: self.project(F.normalize(self.table(i), dim=-1)), ids) * math.sqrt(self.config.dim)
         return self.dropout(x + self.get_buffer("positions")[: ids.shape[1], 0])
 
+    @property
+    def token_width(self) -> int:
+        """Length of a token's state."""
+        return self.config.dim
+
     def forward(self, batch: Batch, request: Request = Request()) -> Encoded:
         """What `request` asks for.
 

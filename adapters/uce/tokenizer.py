@@ -15,7 +15,7 @@ from scfm.cells import Block
 from scfm.errors import InputError
 from scfm.genes import Vocabulary
 from scfm.tokenizers import Tokenizer, Tokens
-from scfm.tokenizers.base import known_columns, known_entries
+from scfm.tokenizers.base import Hiding, known_columns, known_entries
 from scfm.tokenizers.hashing import cell_hash, mix32, token_hash
 
 if TYPE_CHECKING:
@@ -82,6 +82,11 @@ class SentenceTokenizer(Tokenizer):
     def grouped(self) -> bool:
         """Whether padding is attended to, so that cells of one group see how long the others are."""
         return self.group_size is not None
+
+    @property
+    def hiding(self) -> Hiding:
+        """The gene, as padding that is attended to."""
+        return Hiding("ids", self.vocabulary.id("pad"), len(self.vocabulary))
 
     def settings(self) -> dict[str, Any]:
         """Plain values that, with the vocabulary, rebuild the tokenizer."""

@@ -29,12 +29,25 @@ from typing import TYPE_CHECKING, Any
 
 from scfm.errors import CheckpointError, InputError, listing
 from scfm.objectives.base import Objective, Target, complete
+from scfm.objectives.contrastive import Contrastive
 from scfm.objectives.labels import Classification, MultiLabel, Regression
+from scfm.objectives.masked import MaskedExpression
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["KINDS", "Classification", "MultiLabel", "Objective", "Regression", "Target", "objective_of", "target_from"]
+__all__ = [
+    "KINDS",
+    "Classification",
+    "Contrastive",
+    "MaskedExpression",
+    "MultiLabel",
+    "Objective",
+    "Regression",
+    "Target",
+    "objective_of",
+    "target_from",
+]
 
 KINDS = {
     "drug response": "drug_response:DrugTarget",
@@ -42,6 +55,8 @@ KINDS = {
     "classification": "labels:ClassTarget",
     "regression": "labels:ValueTarget",
     "multi-label": "labels:LabelsTarget",
+    "masked expression": "masked:MaskedTarget",
+    "contrastive": "contrastive:ContrastiveTarget",
 }
 """`Target.kind` -> module and class."""
 

@@ -6,7 +6,7 @@ How an objective is added: see `scfm.objectives`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from scfm.encoder import CellEncoder, Encoded, Network, Request
 from scfm.errors import CapabilityError, InputError, listing
-from scfm.examples import Cells, Labelled, batch_of
+from scfm.examples import Cells, Labelled, batch_of, embeddings, spread
 from scfm.heads import PredictionHead
 from scfm.tokenizers.base import Batch, Tokens
 
@@ -108,10 +108,10 @@ class Target(ABC):
         """What is trained along with the network; of the same shape when the fine-tuned encoder is loaded."""
         return PredictionHead(encoder.dim, self.outputs, dropout=dropout)
 
-    def start(self, head: nn.Module, embedded: Callable[[], np.ndarray]) -> None:
-        """Fit the head's constants before training; `embedded` gives embeddings of training cells (n, dim)."""
+    def start(self, head: nn.Module, encoder: CellEncoder, cells: Labelled) -> None:
+        """Fit the head's constants to training cells before training; what the encoder cannot learn from them is refused."""
         if isinstance(head, PredictionHead):
-            head.standardise(embedded())
+            head.standardise(embeddings(encoder, spread(cells)))
 
     # Training
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Batch",
+    "Hiding",
     "Tokenizer",
     "Tokens",
     "batch_labels",
@@ -178,6 +179,31 @@ class Tokens:
         return Batch(fields, cells, None if real is None else torch.from_numpy(~real))
 
 
+@dataclass(frozen=True)
+class Hiding:
+    """How a token's content is hidden from the network, so that it can be asked for it.
+
+    Parameters
+    ----------
+    field
+        The field that is hidden.
+    value
+        What stands in its place; None takes the token out.
+    classes
+        Contents are whole numbers below this, to be told apart; 0: they are numbers.
+    zeros
+        Contents of 0 are hidden too; else only those of expressed features.
+    width
+        Numbers in the content of a token.
+    """
+
+    field: str
+    value: float | None
+    classes: int = 0
+    zeros: bool = False
+    width: int = 1
+
+
 class Tokenizer(ABC):
     """How a cell becomes tokens.
 
@@ -204,6 +230,11 @@ class Tokenizer(ABC):
     def grouped(self) -> bool:
         """Whether cells see each other: those of one group are read as one block and computed as one batch."""
         return False
+
+    @property
+    def hiding(self) -> Hiding | None:
+        """How the content of tokens is hidden, for training on masked expression; None where that means nothing."""
+        return None
 
     @property
     def obs_columns(self) -> tuple[str, ...]:

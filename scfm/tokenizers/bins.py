@@ -20,6 +20,7 @@ from scfm.cells import Block
 from scfm.errors import InputError
 from scfm.genes import Vocabulary
 from scfm.tokenizers.base import (
+    Hiding,
     Tokenizer,
     Tokens,
     batch_labels,
@@ -105,6 +106,11 @@ class BinTokenizer(Tokenizer):
     def obs_columns(self) -> tuple[str, ...]:
         """The batch key, where one is set."""
         return () if self.batch_key is None else (self.batch_key,)
+
+    @property
+    def hiding(self) -> Hiding:
+        """The value: -1 where it is binned (the authors' `mask_value`), else 0."""
+        return Hiding("values", 0.0 if self.bins is None else -1.0, zeros=self.zeros)
 
     def settings(self) -> dict[str, Any]:
         """Plain values that, with the vocabulary, rebuild the tokenizer."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from scfm.cells import Block
 from scfm.genes import Vocabulary
-from scfm.tokenizers.base import Tokenizer, Tokens, known_entries
+from scfm.tokenizers.base import Hiding, Tokenizer, Tokens, known_entries
 
 __all__ = ["ContinuousTokenizer"]
 
@@ -40,6 +40,11 @@ class ContinuousTokenizer(Tokenizer):
     log1p: bool = True
     scale: str | None = None
     context: int = 1_000_000
+
+    @property
+    def hiding(self) -> Hiding:
+        """The value, as 0."""
+        return Hiding("values", 0.0)
 
     def settings(self) -> dict[str, Any]:
         """Plain values that, with the vocabulary, rebuild the tokenizer."""

@@ -20,7 +20,7 @@ import numpy as np
 from scfm.cells import Block
 from scfm.errors import InputError
 from scfm.genes import Vocabulary
-from scfm.tokenizers.base import Tokenizer, Tokens, known_entries
+from scfm.tokenizers.base import Hiding, Tokenizer, Tokens, known_entries
 
 __all__ = ["RankTokenizer", "framed", "median_column", "ranked", "read_rank_table", "summed"]
 
@@ -58,6 +58,13 @@ class RankTokenizer(Tokenizer):
             raise InputError(f"duplicates={self.duplicates!r} is not known.", "Pass 'sum' or 'keep'.")
         if self.context <= len(self.prefix) + len(self.suffix):
             raise InputError(f"context={self.context} leaves no room for genes.")
+
+    @property
+    def hiding(self) -> Hiding:
+        """The gene, as "mask", or as "pad" where the vocabulary has no mask."""
+        return Hiding(
+            "ids", self.vocabulary.id("mask" if "mask" in self.vocabulary.special else "pad"), len(self.vocabulary)
+        )
 
     def settings(self) -> dict[str, Any]:
         """Plain values that, with the vocabulary, rebuild the tokenizer."""
