@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from scfm.finetuning import finetune
     from scfm.loading import LicenceWarning, load
     from scfm.multi import MultiEmbedding, embed_multi
-    from scfm.objectives import Classification, Contrastive, MaskedExpression, MultiLabel, Regression
+    from scfm.objectives import Classification, Contrastive, Integration, MaskedExpression, MultiLabel, Regression
     from scfm.objectives.drug_response import DrugResponse
     from scfm.objectives.gene_response import GeneResponse
     from scfm.reading import InputReport, InputWarning, check
@@ -40,6 +40,7 @@ __all__ = [
     "Head",
     "Full",
     "FineTuned",
+    "Integration",
     "Contrastive",
     "Classification",
     "Capability",
@@ -74,6 +75,7 @@ _HOME = {
     "Head": "scfm.adaptation",
     "Full": "scfm.adaptation",
     "FineTuned": "scfm.finetuned",
+    "Integration": "scfm.objectives",
     "Contrastive": "scfm.objectives",
     "Classification": "scfm.objectives",
     "Capability": "scfm.encoder",

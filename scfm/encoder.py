@@ -150,11 +150,14 @@ class Recovery:
         networks that predict a cell gene by gene, so that nothing is hidden.
     counts
         The numbers are mean counts, while the tokens hold their log1p.
+    from_cell
+        Name of a further head that predicts the same (b, t) from the cell's embedding, trained beside it.
     """
 
     head: str
     layout: Literal["token", "gene", "patch", "cell"] = "token"
     counts: bool = False
+    from_cell: str = ""
 
 
 class Network(nn.Module, ABC):
@@ -277,6 +280,13 @@ class CellEncoder(ABC):
     def text_vectors(self, batch: Batch) -> Tensor:
         """Vectors of a batch of `text_tokens` in the space of the cells (b, dim); only where `TEXT` is declared."""
         raise self._lacks(Capability.TEXT)
+
+    def for_batches(self, key: str, batches: Sequence[str]) -> Self | None:
+        """The same model with parts of its own for these batches of ``obs[key]``, new ones where it has none yet; None without such parts.
+
+        Tensors of the same name and shape are those of this encoder.
+        """
+        return None
 
     # Given by the core
 

@@ -25,7 +25,7 @@ from scfm.errors import CapabilityError, InputError, listing
 from scfm.examples import Cells, Labelled, embeddings
 from scfm.finetuned import FineTuned, FineTunedNetwork
 from scfm.inference import progress_bar
-from scfm.labelled import Sides, digest, divide, read_labelled
+from scfm.labelled import Sides, digest, divide, read_labelled, reread
 from scfm.objectives import Objective, Target
 from scfm.provenance import versions
 from scfm.runs import claim, guest, on_first, processes
@@ -170,9 +170,12 @@ def finetune(
         cells = read_labelled(encoder, train, reading, objective, also=also, keep=keep, seed=seed)
         sides = divide(encoder, cells, valid, objective, reading, groups=groups, seed=seed)
         settings = _fitting(settings, sides.target, how)
+        ready = sides.target.ready(encoder)
+        if ready.tokenizer is not encoder.tokenizer:
+            sides = reread(sides, ready, train, valid, reading, groups=groups, seed=seed)
         record = _record(encoder, how, sides, settings, head_dropout)
         folder, last = _folder(stack, checkpoints, record, encoder.device, resume)
-        parts = _Parts.made(encoder, how, sides, head_dropout, seed)
+        parts = _Parts.made(encoder, ready, how, sides, head_dropout, seed)
         shown = progress if processes()[0] == 0 else False
         title = f"{encoder.name}: {how.kind}"
         advance = stack.enter_context(progress_bar(epochs * len(parts.training), shown, title))
@@ -289,9 +292,12 @@ class _Parts:
     """Class names of the layers that make the embedding."""
 
     @classmethod
-    def made(cls, encoder: CellEncoder, how: Method, sides: Sides, head_dropout: float, seed: int) -> _Parts:
+    def made(
+        cls, encoder: CellEncoder, ready: CellEncoder, how: Method, sides: Sides, head_dropout: float, seed: int
+    ) -> _Parts:
+        """Of the encoder that was given, and the one that the target has made ready."""
         target = sides.target
-        base = copy(target.ready(encoder))
+        base = copy(ready)
         base.network = deepcopy(base.network)
         target.fits(how, base)
         held = None if sides.held_out is None else target.conditioned(base, sides.held_out)

@@ -24,7 +24,7 @@ from scfm.tokenizers.base import Tokens
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Sides", "digest", "divide", "read_labelled"]
+__all__ = ["Sides", "digest", "divide", "read_labelled", "reread"]
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,32 @@ def divide(
     if target.strata:
         held_out = _known(held_out, target)
     return Sides(target, training, held_out)
+
+
+def reread(
+    sides: Sides,
+    encoder: CellEncoder,
+    train: Data,
+    valid: Data | float | None,
+    reading: dict[str, Any],
+    *,
+    groups: str | None,
+    seed: int,
+) -> Sides:
+    """The same cells as another tokenizer reads them: that of an encoder that the target has made ready."""
+    import pandas as pd
+
+    also = [groups] if groups is not None else []
+
+    def again(data: Data, side: Labelled) -> Labelled:
+        keep = side.matrices is not None
+        whole = read_labelled(encoder, data, reading, sides.target, also=also, keep=keep, seed=seed)
+        return whole.select(pd.Index(whole.names).get_indexer(pd.Index(side.names)))
+
+    held_out = sides.held_out
+    if held_out is not None:
+        held_out = again(train if isinstance(valid, int | float) or valid is None else valid, held_out)
+    return Sides(sides.target, again(train, sides.training), held_out)
 
 
 def _share(

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from scfm._lazy import optional
 from scfm.encoder import Network
-from scfm.errors import InputError, ResumeError
+from scfm.errors import InputError, ResumeError, listing
 from scfm.examples import Cells
 from scfm.objectives.base import Target
 from scfm.runs import STATE
@@ -140,7 +140,13 @@ class _Plan:
         """Scores of the held-out cells, each counted once."""
         labels, rows = found.label_ids
         _, once = np.unique(np.asarray(rows), return_index=True)
-        return self.target.scores(np.asarray(found.predictions)[once], np.asarray(labels)[once])
+        scores = self.target.scores(np.asarray(found.predictions)[once], np.asarray(labels)[once])
+        if (metric := self.settings.metric) != "loss" and metric not in scores:
+            raise InputError(
+                f"metric={metric!r} is no score of these tokens; they give {listing(sorted(scores))}.",
+                "Pass one of them, or 'loss'.",
+            )
+        return scores
 
 
 def _trainer(plan: _Plan, rates: Mapping[str, float], units: Collection[str]) -> type:

@@ -81,7 +81,7 @@ class SCMamba2Network(Network):
     """x = norm(genes + values); bidirectional Mamba-2 layers; the cell is the L2-normalised first state."""
 
     token_embedding = "values"
-    recovery = Recovery("expression")
+    recovery = Recovery("expression", from_cell="expression_from_cell")
 
     def __init__(self, config: SCMamba2Config) -> None:
         super().__init__()

@@ -7,6 +7,8 @@ checkpoints, which the current original ignores, is applied (``scfm.load(..., ba
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -85,6 +87,35 @@ class ScGPT(CellEncoder):
         """Gene embeddings of all tokens (n_tokens, dim): "normed" as the network sees them (LayerNorm), "raw" as stored."""
         table = self.network.genes.table.weight
         return table if kind == "raw" else self.network.genes.norm(table)
+
+    def for_batches(self, key: str, batches: Sequence[str]) -> Self | None:
+        """With batch labels, domain-specific batch normalisation and a discriminator, as the authors' integration workflow adds them.
+
+        The decoders also see the batch's label; weights that read it start at 0, so that a decoder begins as it was pre-trained. (The
+        authors' loader leaves out the decoder's first layer, whose shape has changed, and begins with a random one.)
+        """
+        old = self.network.config
+        assert isinstance(self.tokenizer, BinTokenizer)
+        if self.tokenizer.batch_key == key and self.tokenizer.batches == tuple(batches) and old.discriminated:
+            return self
+        count = len(batches)
+        config = replace(old, batches=count, domains=count, discriminated=count, batch_norm=False)
+        other = self.build(config, self.vocabulary, self.card)
+        own, new = self.network.state_dict(), other.network.state_dict()
+        for name, tensor in new.items():
+            if name not in own:
+                continue
+            if own[name].shape == tensor.shape:
+                new[name] = own[name]
+            elif not old.batches and name in ("decoder.fc.0.weight", "decoder.zero_logit.0.weight"):
+                new[name] = torch.cat([own[name], torch.zeros_like(own[name])], dim=1)  # (dim, 2 dim)
+            elif not old.batches and name in ("cell_decoder.w.weight", "cell_decoder.w_zero.weight"):
+                new[name] = torch.cat([own[name], torch.zeros_like(own[name])], dim=0)  # (2 dim, dim)
+        other.network.load_state_dict(new)
+        other.network.to(self.device)
+        other.origin = dict(self.origin)
+        other.tokenizer = replace(self.tokenizer, batch_key=key, batches=tuple(batches))
+        return other
 
     def predict_perturbation(
         self, expression: np.ndarray, flags: np.ndarray, tokens: np.ndarray, *, genes: str = "all"

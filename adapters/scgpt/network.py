@@ -75,7 +75,7 @@ class _ReverseGradient(torch.autograd.Function):
 class ScGPTNetwork(Network):
     """x = genes + values (+ flags); transformer; the cell is the L2-normalised first state."""
 
-    recovery = Recovery("expression")
+    recovery = Recovery("expression", from_cell="expression_from_cell")
 
     def __init__(self, config: ScGPTConfig) -> None:
         super().__init__()

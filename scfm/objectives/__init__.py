@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from scfm.errors import CheckpointError, InputError, listing
 from scfm.objectives.base import Objective, Target, complete
 from scfm.objectives.contrastive import Contrastive
+from scfm.objectives.integration import Integration
 from scfm.objectives.labels import Classification, MultiLabel, Regression
 from scfm.objectives.masked import MaskedExpression
 
@@ -40,6 +41,7 @@ __all__ = [
     "KINDS",
     "Classification",
     "Contrastive",
+    "Integration",
     "MaskedExpression",
     "MultiLabel",
     "Objective",
@@ -57,6 +59,7 @@ KINDS = {
     "multi-label": "labels:LabelsTarget",
     "masked expression": "masked:MaskedTarget",
     "contrastive": "contrastive:ContrastiveTarget",
+    "integration": "integration:IntegrationTarget",
 }
 """`Target.kind` -> module and class."""
 

@@ -131,7 +131,11 @@ class ContrastiveTarget(Target):
     def step(self, network: Network | None, head: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
         """Loss (), and each cell's loss and share of views that find the other one (b, 2)."""
         assert network is not None
-        z = torch.cat([head(network(batch_of(inputs[view])).cells) for view in ("one", "two")])  # (2b, WIDTH)
+        return self.judge([network(batch_of(inputs[view])).cells for view in ("one", "two")], head, inputs)
+
+    def judge(self, views: list[Tensor], head: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        """The same for embeddings of both views (b, dim)."""
+        z = torch.cat([head(cells) for cells in views])  # (2b, WIDTH)
         return contrast(z, None if self.labels is None else inputs["labels"], self.temperature)
 
     def scores(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:

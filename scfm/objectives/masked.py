@@ -67,7 +67,9 @@ class MaskedTarget(Target):
     def request(self, network: Network) -> Request:
         """The network's own head, or the states of the tokens."""
         own = recovery_of(network)
-        return Request(frozenset({"tokens" if own is None else own.head}))
+        if own is None:
+            return Request(frozenset({"tokens"}))
+        return Request(frozenset({own.head, own.from_cell} & network.heads))
 
     def head(self, encoder: CellEncoder, dropout: float) -> RecoveryHead:
         """New layers, where the network has no head of its own."""
@@ -107,7 +109,11 @@ class MaskedTarget(Target):
         found = head(encoded, inputs["at"])  # (b, m, ...)
         if head.hiding.classes:
             return class_sums(found, inputs["truth"], inputs["told"])
-        return number_sums(found, inputs["truth"], inputs["told"], head.scale)
+        result = number_sums(found, inputs["truth"], inputs["told"], head.scale)
+        if head.own is not None and head.own.from_cell in encoded.heads:
+            also = encoded.heads[head.own.from_cell].float().gather(1, inputs["at"])
+            result["loss"] = result["loss"] + number_sums(also, inputs["truth"], inputs["told"], head.scale)["loss"]
+        return result
 
     def scores(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Over all hidden tokens of the held-out cells.
@@ -135,6 +141,15 @@ def recovery_of(network: Network) -> Recovery | None:
     """The network's own head for hidden content, where this checkpoint has it."""
     own = network.recovery
     return own if own is not None and own.head in network.heads else None
+
+
+def can_be_masked(encoder: CellEncoder) -> bool:
+    """Whether the model says how content is hidden and, where it takes genes out, predicts them."""
+    try:
+        _hiding(encoder)
+    except CapabilityError:
+        return False
+    return True
 
 
 def _hiding(encoder: CellEncoder) -> Hiding:

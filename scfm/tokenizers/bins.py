@@ -109,8 +109,8 @@ class BinTokenizer(Tokenizer):
 
     @property
     def hiding(self) -> Hiding:
-        """The value: -1 where it is binned (the authors' `mask_value`), else 0."""
-        return Hiding("values", 0.0 if self.bins is None else -1.0, zeros=self.zeros)
+        """The value, as -1: scGPT's `mask_value`, and one that networks which multiply genes by values can tell from "not there"."""
+        return Hiding("values", -1.0, zeros=self.zeros)
 
     def settings(self) -> dict[str, Any]:
         """Plain values that, with the vocabulary, rebuild the tokenizer."""

@@ -52,6 +52,11 @@ NOT_POSSIBLE = {
     "token_adapter": ((*LINEAR_MAPS, "scplantformer"), "no embedding of tokens"),
 }
 """Families whose architecture a method does not fit, and what is said."""
+OBJECTIVES = {
+    "masked": scfm.MaskedExpression(0.3),
+    "contrastive": scfm.Contrastive(),
+    "integration": scfm.Integration("kind"),
+}
 
 
 @cache
@@ -134,6 +139,39 @@ def test_training_changes_what_it_says_and_saves_exactly(name, method, tmp_path)
         return
     merged = found.merge()
     assert type(merged) is type(encoder)
+    np.testing.assert_allclose(merged.embed(data, progress=False), trained, atol=1e-4 * np.abs(trained).max())
+
+
+@pytest.mark.parametrize(
+    "objective", ["masked", *(pytest.param(o, marks=pytest.mark.slow) for o in ("contrastive", "integration"))]
+)
+@pytest.mark.parametrize("name", ONE_A_FAMILY)
+def test_objectives_without_labels_train_any_network(name, objective, tmp_path):
+    encoder, data = labelled(name)
+    method = scfm.Full() if name in LINEAR_MAPS else METHODS["lora"]
+    run = {"valid": None, "epochs": 1, "warmup": 0.0, "batch_size": 4, "learning_rate": 0.01, "progress": False}
+    if name in LINEAR_MAPS and objective != "contrastive":
+        with pytest.raises(CapabilityError, match="do not see each other"):
+            scfm.finetune(encoder, data, OBJECTIVES[objective], method=method, **run)
+        return
+    before = fingerprint_of(encoder.network)
+    found = scfm.finetune(encoder, data, OBJECTIVES[objective], method=method, **run)
+    assert fingerprint_of(encoder.network) == before, "the caller's encoder was changed"
+    trained = found.embed(data, progress=False)
+    assert np.isfinite(trained).all()
+    assert np.abs(trained - encoder.embed(data, progress=False)).max() > 1e-6
+
+    own = found.network.base.state_dict()
+    kept = {key.replace(".base_layer", ""): tensor for key, tensor in own.items() if ".lora_" not in key}
+    for key, tensor in encoder.network.state_dict().items():  # frozen weights are bit-identical
+        if key not in found.record["changed"]:
+            assert torch.equal(kept[key], tensor), key
+    with pytest.raises(CapabilityError, match="predicts nothing"):
+        found.predict(data)
+    found.save(tmp_path / "tuned")
+    again = scfm.load(tmp_path / "tuned", base=encoder, device="cpu")
+    assert np.array_equal(again.embed(data, progress=False), trained)
+    merged = found.merge()
     np.testing.assert_allclose(merged.embed(data, progress=False), trained, atol=1e-4 * np.abs(trained).max())
 
 
