@@ -13,7 +13,7 @@ from scfm.encoder import CellEncoder
 from scfm.errors import listing
 from scfm.examples import Cells
 from scfm.finetuning import _Parts as Parts
-from scfm.labelled import Sides, divide, read_labelled
+from scfm.labelled import Sides, divide, made_ready, read_labelled
 from scfm.memory import TrainingMemory, resident, training_memory
 from scfm.plans import Plan
 from scfm.runs import guest, processes
@@ -39,7 +39,10 @@ def planned(recipe: FineTuneRecipe) -> Plan:
         sides = divide(
             encoder, cells, given["valid"], given["objective"], reading, groups=recipe.data.groups, seed=seed
         )
-        parts = Parts.made(encoder, given["method"], sides, settings["head_dropout"], seed)
+        ready, sides = made_ready(
+            encoder, sides, given["train"], given["valid"], reading, groups=recipe.data.groups, seed=seed
+        )
+        parts = Parts.made(encoder, ready, given["method"], sides, settings["head_dropout"], seed)
         memory = _memory(parts, settings["batch_size"], encoder.device)
     return Plan(
         recipe.title,

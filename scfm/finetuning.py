@@ -25,7 +25,7 @@ from scfm.errors import CapabilityError, InputError, listing
 from scfm.examples import Cells, Labelled, embeddings
 from scfm.finetuned import FineTuned, FineTunedNetwork
 from scfm.inference import progress_bar
-from scfm.labelled import Sides, digest, divide, read_labelled, reread
+from scfm.labelled import Sides, digest, divide, made_ready, read_labelled
 from scfm.objectives import Objective, Target
 from scfm.provenance import versions
 from scfm.runs import claim, guest, on_first, processes
@@ -170,9 +170,7 @@ def finetune(
         cells = read_labelled(encoder, train, reading, objective, also=also, keep=keep, seed=seed)
         sides = divide(encoder, cells, valid, objective, reading, groups=groups, seed=seed)
         settings = _fitting(settings, sides.target, how)
-        ready = sides.target.ready(encoder)
-        if ready.tokenizer is not encoder.tokenizer:
-            sides = reread(sides, ready, train, valid, reading, groups=groups, seed=seed)
+        ready, sides = made_ready(encoder, sides, train, valid, reading, groups=groups, seed=seed)
         record = _record(encoder, how, sides, settings, head_dropout)
         folder, last = _folder(stack, checkpoints, record, encoder.device, resume)
         parts = _Parts.made(encoder, ready, how, sides, head_dropout, seed)

@@ -24,7 +24,7 @@ from scfm.tokenizers.base import Tokens
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Sides", "digest", "divide", "read_labelled", "reread"]
+__all__ = ["Sides", "digest", "divide", "made_ready", "read_labelled"]
 
 
 @dataclass(frozen=True)
@@ -149,30 +149,33 @@ def divide(
     return Sides(target, training, held_out)
 
 
-def reread(
-    sides: Sides,
+def made_ready(
     encoder: CellEncoder,
+    sides: Sides,
     train: Data,
     valid: Data | float | None,
     reading: dict[str, Any],
     *,
     groups: str | None,
     seed: int,
-) -> Sides:
-    """The same cells as another tokenizer reads them: that of an encoder that the target has made ready."""
+) -> tuple[CellEncoder, Sides]:
+    """The encoder with what the target needs, and the same cells as its tokenizer reads them."""
     import pandas as pd
 
+    ready = sides.target.ready(encoder)
+    if ready.tokenizer is encoder.tokenizer:
+        return ready, sides
     also = [groups] if groups is not None else []
 
     def again(data: Data, side: Labelled) -> Labelled:
         keep = side.matrices is not None
-        whole = read_labelled(encoder, data, reading, sides.target, also=also, keep=keep, seed=seed)
+        whole = read_labelled(ready, data, reading, sides.target, also=also, keep=keep, seed=seed)
         return whole.select(pd.Index(whole.names).get_indexer(pd.Index(side.names)))
 
     held_out = sides.held_out
     if held_out is not None:
         held_out = again(train if isinstance(valid, int | float) or valid is None else valid, held_out)
-    return Sides(sides.target, again(train, sides.training), held_out)
+    return ready, Sides(sides.target, again(train, sides.training), held_out)
 
 
 def _share(

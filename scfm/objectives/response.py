@@ -11,7 +11,7 @@ perturbation generator) give the value itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -212,7 +212,7 @@ class ResponseTarget(Target):
             interaction=self.interaction,
         )
 
-    def start(self, head: nn.Module, embedded: Callable[[], np.ndarray]) -> None:
+    def start(self, head: nn.Module, encoder: CellEncoder, cells: Labelled) -> None:
         """Nothing to fit: the head starts at no change."""
 
     def fits(self, method: Method, encoder: CellEncoder) -> None:
