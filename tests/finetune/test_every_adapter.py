@@ -191,3 +191,72 @@ def _licences():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", scfm.LicenceWarning)
         yield
+
+
+# Responses
+
+NO_GENE_TOKENS = {
+    "pca": "not built of attention layers",
+    "lsi": "not built of attention layers",
+    "scplantformer": "stand for no genes",
+    "cellmemory": "not built of attention layers",
+    "cellpatch": "not built of attention layers",  # its states of genes stand before the layers
+    "cellplm": "not built of attention layers",
+    "sc_mamba2": "not built of attention layers",
+}
+
+
+SAID_OF_ALL = {
+    "nicheformer": {"species": "human", "assay": "10x 3' v3", "modality": "dissociated"},
+    "transcriptformer": {"aux_columns": (None,)},
+}
+"""Options instead of columns of obs, which a sum of cells has none of."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name.startswith(QUICK) else [pytest.mark.slow]) for name in ONE_A_FAMILY],
+)
+def test_a_drug_reaches_every_network_of_attention_layers(name, tmp_path):
+    pytest.importorskip("rdkit")
+    from scfm.perturbation import drug_screen
+
+    encoder, data = labelled(name)
+    encoder = encoder.with_options(**SAID_OF_ALL.get(encoder.card.family, {}))
+    cells = data.copy()
+    count = cells.n_obs // 2 * 2
+    cells = cells[:count].copy()
+    half = np.arange(count) % 2 == 0
+    cells.obs["drug"] = np.where(half, "control", np.where(np.arange(count) % 4 == 1, "one", "two"))
+    cells.obs["smiles"] = np.where(cells.obs["drug"] == "one", "CC(=O)Oc1ccccc1C(=O)O", "Cn1cnc2c1c(=O)n(C)c(=O)n2C")
+    cells.obs["cell_line"] = "x"
+    if encoder.card.input.values != "counts":
+        pytest.skip("reads no counts")
+    screen = drug_screen(cells, dose=None)
+
+    def run() -> scfm.FineTuned:
+        options = {"valid": None, "epochs": 2, "warmup": 0.0, "batch_size": 1, "learning_rate": 0.02, "progress": False}
+        objective = scfm.DrugResponse(screen, molecules=scfm.molecules.Morgan(size=64))
+        return scfm.finetune(encoder, screen.examples(), objective, method="drug_conditional", **options)
+
+    if encoder.card.family in NO_GENE_TOKENS:
+        with pytest.raises(CapabilityError, match=NO_GENE_TOKENS[encoder.card.family]):
+            run()
+        return
+    before = fingerprint_of(encoder.network)
+    found = run()
+    assert fingerprint_of(encoder.network) == before
+    own = found.network.base.state_dict()
+    for key, tensor in encoder.network.state_dict().items():
+        assert torch.equal(own[key], tensor), key
+    added = sum(tensor.numel() for key, tensor in own.items() if key not in encoder.network.state_dict())
+    head = sum(p.numel() for p in found.network.head.parameters())
+    assert found.record["trainable"]["parameters"] == added + head
+    untreated = cells[half].copy()
+    answer = found.predict_response(untreated, ["one", "two", "CCO"]).layers["predicted"]
+    assert np.abs(answer[0] - answer[1]).max() > 1e-6
+    assert np.abs(answer[0] - answer[2]).max() > 1e-6
+    found.save(tmp_path)
+    again = scfm.load(tmp_path, base=encoder, device="cpu")
+    repeated = again.predict_response(untreated, ["one", "two", "CCO"]).layers["predicted"]
+    np.testing.assert_array_equal(repeated, answer)
