@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from scfm.encoder import Capability, CellEncoder, Network
-from scfm.errors import InputError
+from scfm.errors import GeneMatchError, InputError, listing
 from scfm.molecules import MoleculeTable, molecules_from
 from scfm.objectives.base import Objective
 from scfm.objectives.response import CONTROL, ResponseTarget, check_loss
@@ -50,6 +50,11 @@ class GeneTarget(ResponseTarget):
             found = molecules_from(self.table).vectors(distinct)
         else:
             encoder.require(Capability.GENE_EMBEDDINGS)
+            if unknown := [g for g, i in zip(distinct, encoder.vocabulary.lookup(distinct), strict=True) if i < 0]:
+                raise GeneMatchError(
+                    f"{encoder.name} knows no {listing(unknown)}, so that it cannot be told of these perturbations.",
+                    "Leave them out, or pass a table of gene vectors: GeneResponse(screen, vectors=...).",
+                )
             found = encoder.gene_embeddings(distinct).to_numpy()
         place = {gene: i for i, gene in enumerate(distinct)}
         means = np.stack([found[[place[gene] for gene in own]].mean(axis=0) for own in genes])

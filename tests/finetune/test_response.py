@@ -1,5 +1,7 @@
 """Responses to drugs and to perturbed genes, by encoders that were fine-tuned for them."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,7 +15,7 @@ from scfm.adapters.scgpt.network import ScGPTConfig, ScGPTNetwork
 from scfm.data.drugs import drug_demo
 from scfm.encoder import Request
 from scfm.errors import CapabilityError, InputError
-from scfm.perturbation import drug_screen, gene_screen, score_responses, unseen_drugs
+from scfm.perturbation import drug_screen, gene_screen, predict_keys, score_responses, unseen_drugs
 from scfm.perturbation.response import ResponsePredictor
 from scfm.tokenizers import Batch
 
@@ -144,8 +146,6 @@ def test_other_methods_learn_too(encoder, screen, method):
     keys = [key for key in screen.keys if "vorinostat" in key[1] or "hydrocortisone" in key[1]]
     found = scfm.finetune(encoder, screen.examples(keys), objective, **run)
     truth = screen.profiles.values[screen.profiles.rows(keys)]
-    from scfm.perturbation import predict_keys
-
     error = ((predict_keys(found, screen, keys) - truth) ** 2).mean()
     assert error < 0.7 * ((screen.profiles.control_of(keys) - truth) ** 2).mean()
 
@@ -221,3 +221,62 @@ def test_perturbed_genes_change_what_is_predicted(encoder, perturbed, loss, tmp_
     np.testing.assert_allclose(repeated, one, atol=1e-5)
     with pytest.raises(InputError, match="nothere"):
         found.predict_response(perturbed[:6], ["nothere"])
+
+
+GENERATOR = {"bins": None, "cls_value": None, "zeros": True, "log1p": True, "target_sum": 1e4}
+"""How scGPT's perturbation generator reads cells: every gene with its log expression."""
+
+
+@pytest.mark.slow
+def test_a_perturbation_generator_reads_flags(perturbed):
+    """scGPT's own way: flags at the perturbed genes' tokens, and its decoder gives the expression itself."""
+    folder = Path(__file__).parents[1] / "parity" / "scgpt" / "checkpoint_perturbation"
+    generator = scfm.load(folder, device="cpu").with_options(**GENERATOR)
+    names = [token for token in generator.vocabulary.tokens if token.isalnum()][: perturbed.n_vars]
+    data = perturbed.copy()
+    renamed = dict(zip(data.var_names, names, strict=True))
+    data.var_names = names
+    data.obs["condition"] = [renamed.get(name, "ctrl") for name in data.obs["condition"]]
+    screen = gene_screen(data, target_sum=1e4)
+    objective = scfm.GeneResponse(screen, interaction=0)
+    run = {"method": "full", "valid": None, "epochs": 40, "learning_rate": 3e-3, **QUICK, "batch_size": 3}
+    found = scfm.finetune(generator, screen.examples(), objective, **run)
+    changed = set(found.record["changed"])
+    assert {"flags.weight", "decoder.coeff.layers.0.weight"} & changed
+    one, two = found.predict_response(data[:6], [names[0], names[7]]).layers["predicted"]
+    assert np.abs(one - two).max() > 1e-4
+    keys = list(screen.keys)
+    truth = screen.profiles.values[screen.profiles.rows(keys)]
+    error = ((predict_keys(found, screen, keys) - truth) ** 2).mean()
+    assert error < ((screen.profiles.control_of(keys) - truth) ** 2).mean()
+
+    # the same numbers as the authors' own call
+    sums = np.asarray(data.X[:6].sum(axis=0)).ravel()
+    values = np.log1p(1e4 * sums / sums.sum()).astype(np.float32)[None]
+    tokens = generator.vocabulary.lookup(names)
+    flags = np.array([[name == names[0] for name in names]], dtype=np.int64)
+    by_hand = found.base.predict_perturbation(values, flags, tokens)
+    np.testing.assert_allclose(by_hand[0], one, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*counts together:scfm.reading.InputWarning")
+def test_the_evaluation_task_asks_for_unseen_drugs_by_their_smiles(tuned, cells, split):
+    """The drugs of the test side are named by SMILES: what the task passes on is all the model gets."""
+    from scfm.perturbation import condition_name, hold_out_conditions
+    from scfm.tasks.perturbation_evaluation import evaluate_perturbation
+
+    data = cells.copy()
+    new = data.obs["drug"].isin(["dexamethasone", "naproxen"])
+    names = data.obs["smiles"].where(new, data.obs["drug"])
+    data.obs["condition"] = [
+        name if name == "control" else condition_name(name, dose)
+        for name, dose in zip(names, data.obs["dose"], strict=True)
+    ]
+    data = data[data.obs["dose"].isna() | (data.obs["dose"] == 1000)].copy()
+    conditions = sorted(set(data.obs["condition"]))
+    test = sorted(set(data.obs["condition"][data.obs["drug"].isin(["dexamethasone", "naproxen"])]))
+    chosen = hold_out_conditions(conditions, test, control="control")
+    result = evaluate_perturbation(data, chosen, [tuned], context="cell_line", halves=1, resamples=20)
+    assert tuned.name in set(result.table.predictor)
+    wide = result.wide()
+    assert wide.loc[tuned.name, "r2_delta"] > wide.loc["no change", "r2_delta"]
