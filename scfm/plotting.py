@@ -25,8 +25,10 @@ __all__ = [
     "bars",
     "category_colours",
     "category_panels",
+    "panels",
     "saved",
     "score_table",
+    "square",
     "umap_coordinates",
 ]
 
@@ -174,28 +176,50 @@ def umap_coordinates(embedding: np.ndarray, *, metric: str = "euclidean", seed: 
         return umap.UMAP(n_neighbors=15, min_dist=0.3, metric=metric, random_state=seed).fit_transform(embedding)
 
 
-def category_panels(places: np.ndarray, panels: Mapping[str, np.ndarray], *, title: str = "") -> list[Axes]:
+def panels(count: int, *, size: tuple[float, float], title: str = "") -> list[Axes]:
+    """Axes side by side in a new figure that pyplot does not know, each of this size (inches)."""
+    optional("matplotlib", extra="analysis", purpose="the picture")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(size[0] * count, size[1]), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    return list(np.atleast_1d(figure.subplots(1, count)))
+
+
+def square(ax: Axes, table: pd.DataFrame, *, title: str = "") -> Axes:
+    """A square table of likenesses from 0 to 1, the darker the more alike, with its numbers."""
+    values = table.to_numpy(float)
+    ax.imshow(values, cmap="Greys", vmin=0, vmax=1.25)
+    for i, row in enumerate(values):
+        for j, value in enumerate(row):
+            ax.text(
+                j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if value > 0.7 else "black"
+            )
+    ax.set_xticks(range(len(table)), [str(name) for name in table.columns], rotation=40, ha="right")
+    ax.set_yticks(range(len(table)), [str(name) for name in table.index])
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set_title(title)
+    return ax
+
+
+def category_panels(places: np.ndarray, panels_of: Mapping[str, np.ndarray], *, title: str = "") -> list[Axes]:
     """Cells at places (n_cells, 2), once for each column of categories, told apart by colour and shape.
 
     Parameters
     ----------
     places
         E.g. of `umap_coordinates`.
-    panels
+    panels_of
         Heading -> (n_cells,) categories.
     title
         Above all panels.
     """
-    optional("matplotlib", extra="analysis", purpose="the picture")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.6 * len(panels), 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title)
-    axes: list[Axes] = list(np.atleast_1d(figure.subplots(1, len(panels))))
+    axes = panels(len(panels_of), size=(5.6, 4.4), title=title)
     order = np.random.default_rng(0).permutation(len(places))  # none hides the others
-    for ax, (heading, categories) in zip(axes, panels.items(), strict=True):
+    for ax, (heading, categories) in zip(axes, panels_of.items(), strict=True):
         names = np.unique(categories)
         colours = category_colours(names.tolist())
         for i, name in enumerate(names):

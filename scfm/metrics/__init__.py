@@ -12,7 +12,7 @@ from scfm.metrics.scores import Score
 from scfm.metrics.silhouette import bras, silhouette_batch, silhouette_label, silhouettes
 from scfm.metrics.similarity import linear_cka, overlap_by_chance, procrustes_similarity
 from scfm.metrics.trajectory import diffusion_map, diffusion_pseudotime, trajectory_spearman, trajectory_tau
-from scfm.metrics.transfer import knn_labels, leave_one_batch_out
+from scfm.metrics.transfer import knn_labels, leave_one_batch_out, leave_one_cell_out
 
 __all__ = [
     "Estimate",
@@ -41,6 +41,7 @@ __all__ = [
     "knn_labels",
     "knn_purity",
     "leave_one_batch_out",
+    "leave_one_cell_out",
     "linear_cka",
     "lisi",
     "median_rank",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from scfm.errors import InputError
-from scfm.metrics.scores import Score, levels
+from scfm.metrics.scores import Score, group_means, levels, mean_of_groups
 from scfm.neighbours import neighbours
 
-__all__ = ["knn_labels", "leave_one_batch_out"]
+__all__ = ["knn_labels", "leave_one_batch_out", "leave_one_cell_out"]
 
 
 def knn_labels(reference: np.ndarray, labels: np.ndarray, query: np.ndarray, *, k: int = 15) -> np.ndarray:
@@ -70,7 +70,8 @@ def leave_one_batch_out(
     Returns
     -------
     dict
-        "accuracy", "balanced accuracy" and "macro F1" -> `Score`; `strata` has each batch.
+        "accuracy", "balanced accuracy" and "macro F1" -> `Score`, whose `strata` are the batches; and "recall", the mean over labels of
+        that in all batches, whose `strata` are the labels.
     """
     n = len(embedding)
     names, codes = levels(labels, n)
@@ -78,7 +79,7 @@ def leave_one_batch_out(
     convention = f"leave one batch out, k {k}, uniform votes, ties to the nearest"
     if len(names) < 2 or len(groups) < 2:
         reason = "one label only" if len(names) < 2 else "one batch only"
-        return {name: Score(np.nan, convention, n, reason) for name in _TRANSFER}
+        return {name: Score(np.nan, convention, n, reason) for name in (*_TRANSFER, "recall")}
     given = np.full(n, -1)
     for b in range(len(groups)):
         inside, outside = np.flatnonzero(batches == b), np.flatnonzero(batches != b)
@@ -88,7 +89,41 @@ def leave_one_batch_out(
             given[known] = _vote(codes[outside][near], len(names))
     if (given < 0).all():
         reason = f"no batch has a label that others have, with {k} cells in them"
-        return {name: Score(np.nan, convention, n, reason) for name in _TRANSFER}
+        return {name: Score(np.nan, convention, n, reason) for name in (*_TRANSFER, "recall")}
+    return _scores(given, codes, batches, names, groups, convention)
+
+
+def leave_one_cell_out(indices: np.ndarray, labels: np.ndarray, *, k: int = 15) -> dict[str, Score]:
+    """Label each cell by an unweighted vote of its k nearest other cells; cells of its own donor among them make it easy.
+
+    Parameters
+    ----------
+    indices
+        (n_cells, at least k) of the nearest other cells.
+    labels
+        (n_cells,).
+    k
+        Neighbours that vote; of equally many votes the label of the nearest cell wins.
+
+    Returns
+    -------
+    dict
+        As of `leave_one_batch_out`.
+    """
+    n = len(indices)
+    names, codes = levels(labels, n)
+    convention = f"leave one cell out, k {k}, uniform votes, ties to the nearest"
+    if len(names) < 2:
+        return {name: Score(np.nan, convention, n, "one label only") for name in (*_TRANSFER, "recall")}
+    given = _vote(codes[indices[:, :k]], len(names))
+    return _scores(given, codes, np.zeros(n, dtype=np.int64), names, np.array(["all"]), convention)
+
+
+def _scores(
+    given: np.ndarray, codes: np.ndarray, batches: np.ndarray, names: np.ndarray, groups: np.ndarray, convention: str
+) -> dict[str, Score]:
+    """Scores of given labels (-1: not scored), means over batches; and the recall of each label in all of them."""
+    n = len(codes)
 
     def score(name: str) -> Score:
         def each(rows: np.ndarray) -> np.ndarray:
@@ -105,7 +140,11 @@ def leave_one_batch_out(
             resample=lambda rows: float(np.nanmean(values)) if np.isfinite(values := each(rows)).any() else np.nan,
         )
 
-    return {name: score(name) for name in _TRANSFER}
+    right = np.where(given >= 0, given == codes, np.nan)
+    recall = group_means(right, codes, len(names))
+    strata = dict(zip(names.tolist(), recall.tolist(), strict=True))
+    own = Score(float(np.nanmean(recall)), convention, n, strata=strata, resample=mean_of_groups(right, codes))
+    return {**{name: score(name) for name in _TRANSFER}, "recall": own}
 
 
 def _vote(near: np.ndarray, n_labels: int) -> np.ndarray:
