@@ -175,8 +175,9 @@ class Network(nn.Module, ABC):
     """Whether a batch's field "flags" (1 at perturbed genes) and "expression" make it predict expression after a perturbation."""
     recovery: Recovery | None = None
     """The head that predicts what hidden tokens say; None: there is none, or this checkpoint lacks it."""
-    token_cost: int = 1
-    """Memory of a token, in those of a plain encoder: batches hold so many times fewer. Above 1 where states are kept between passes."""
+    token_cost: float = 1
+    """Memory of a token, in those of a plain encoder: batches hold so many times fewer. Above 1 where states are kept between passes; far
+    below where a token is no more than a lookup."""
 
     @property
     def token_width(self) -> int:

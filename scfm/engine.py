@@ -156,7 +156,7 @@ class Run:
         if encoder.tokenizer.grouped:  # cells that see each other
             return [np.arange(len(tokens))]
         kind, cost = encoder.device.type, encoder.network.token_cost
-        budget, most = _TOKEN_BUDGET.get(kind, 16_384) // cost, _MOST_CELLS.get(kind, 512)
+        budget, most = int(_TOKEN_BUDGET.get(kind, 16_384) / cost), _MOST_CELLS.get(kind, 512)
         if self.batch_size != "auto":
             budget, most = sys.maxsize, self.batch_size
         rows = np.arange(len(tokens)) if self.empty_cells == "embed" else np.flatnonzero(tokens.expressed > 0)

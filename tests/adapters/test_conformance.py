@@ -53,6 +53,7 @@ def encoders() -> Iterator[tuple[str, str]]:
     """(family, name) of a small encoder of every adapter; `load` gives it."""
     yield from ((name, name) for name in FITTED)
     yield from ((name, name) for name in BY_NAME)
+    yield "student", "student"
     for checkpoint in sorted(PARITY.glob("*/checkpoint*")):
         if checkpoint.is_dir() and (family := family_of(checkpoint.parent)) is not None:
             yield family, f"{checkpoint.parent.name}/{checkpoint.name}"
@@ -64,6 +65,8 @@ def load(name: str) -> scfm.CellEncoder:
         return fitted(name, **FITTED[name])
     if name in BY_NAME:
         return scfm.load(name, device="cpu")
+    if name == "student":
+        return distilled()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", scfm.LicenceWarning)
         encoder = scfm.load(PARITY / name, device="cpu", **OPTIONS.get(name, {}))
@@ -80,6 +83,16 @@ def fitted(name: str, **options: Any) -> scfm.CellEncoder:
     encoder = scfm.load(name, device="cpu", **options)
     assert isinstance(encoder, FittedEncoder)
     return encoder.fit(reference)
+
+
+def distilled() -> scfm.CellEncoder:
+    """A student of a small teacher."""
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(rng.gamma(0.5, 2.0, (120, 60))).astype(np.float32)
+    cells = AnnData(counts, var=pd.DataFrame(index=[f"gene {i}" for i in range(60)]))
+    student = scfm.tasks.distill(fitted("pca", **FITTED["pca"]), cells, epochs=2, width=16, hidden=16).student
+    torch.nn.init.normal_(student.network.out.weight)  # of a linear teacher there is nothing for the MLP to learn
+    return student
 
 
 @pytest.mark.parametrize("check", CHECKS)
