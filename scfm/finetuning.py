@@ -7,6 +7,7 @@ which weights of the network are trained (`scfm.adaptation`); `scfm.training` ru
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from copy import copy, deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -28,8 +29,9 @@ from scfm.inference import progress_bar
 from scfm.labelled import Sides, digest, divide, made_ready, read_labelled
 from scfm.objectives import Objective, Target
 from scfm.provenance import versions
+from scfm.recompute import check_recomputable
+from scfm.run_logs import check_loggers
 from scfm.runs import claim, guest, on_first, processes
-from scfm.sharding import shard_requested
 from scfm.splits import Split
 from scfm.tensors import fingerprint_of
 from scfm.tokenizers.base import Batch, Tokens
@@ -64,6 +66,8 @@ def finetune(
     metric: str | None = None,
     head_dropout: float = 0.0,
     precision: Literal["float32", "bfloat16", "float16"] = "float32",
+    gradient_checkpointing: bool = False,
+    log: str | Sequence[str] | None = None,
     layer: str | None = None,
     gene_column: str | None = None,
     map_genes: bool = False,
@@ -116,6 +120,11 @@ def finetune(
         Dropout in front of the head's Linear.
     precision
         Arithmetic of training (autocast); "float16" on GPUs only.
+    gradient_checkpointing
+        Compute layers again on the way back instead of keeping what they gave: less memory, about a third more time, the same gradients.
+    log
+        "tensorboard" (into the folder logs of `checkpoints`), "wandb" (Weights & Biases, as its environment variables say, e.g.
+        WANDB_MODE=offline), or both: loss, learning rate and held-out scores of each epoch.
     layer, gene_column, map_genes, values
         As for `CellEncoder.embed`.
     checkpoints
@@ -158,6 +167,7 @@ def finetune(
         seed=seed,
     )
     _check(settings, encoder)
+    logs = check_loggers(log, None if checkpoints is None else Path(checkpoints))
     reading = {"layer": layer, "gene_column": gene_column, "map_genes": map_genes, "values": values}
     if isinstance(encoder, FineTuned):
         raise InputError(
@@ -174,6 +184,9 @@ def finetune(
         record = _record(encoder, how, sides, settings, head_dropout)
         folder, last = _folder(stack, checkpoints, record, encoder.device, resume)
         parts = _Parts.made(encoder, ready, how, sides, head_dropout, seed)
+        again = parts.layers if gradient_checkpointing else ()
+        if gradient_checkpointing:
+            check_recomputable(parts.base.network, again, name=encoder.name)
         shown = progress if processes()[0] == 0 else False
         title = f"{encoder.name}: {how.kind}"
         advance = stack.enter_context(progress_bar(epochs * len(parts.training), shown, title))
@@ -189,6 +202,8 @@ def finetune(
             last=last,
             advance=advance,
             units=parts.units,
+            again=again,
+            logs=logs,
         )
     return parts.finished(sides, record, history, groups)
 
@@ -288,6 +303,8 @@ class _Parts:
     held_out: Cells | None
     units: frozenset[str] = frozenset()
     """Class names of the layers that make the embedding."""
+    layers: tuple[str, ...] = ()
+    """Their names; none where the network is frozen."""
 
     @classmethod
     def made(
@@ -311,11 +328,12 @@ class _Parts:
         if isinstance(how, Head):
             for parameter in base.network.parameters():
                 parameter.requires_grad_(False)
+            layers = []
             adapted, units = Adapted({}), frozenset[str]()
             inputs = [None if side is None else embeddings(base, side) for side in both]
         else:
             probe, request = _probe(base, sides.training), target.request(base.network)
-            layers = layers_of(base.network, probe, request) if shard_requested() else []
+            layers = layers_of(base.network, probe, request)
             units = frozenset(type(base.network.get_submodule(name)).__name__ for name in layers)
             adapted = adapt(
                 base.network,
@@ -333,7 +351,7 @@ class _Parts:
         assert training is not None
         buffers = {name: tensor.clone() for name, tensor in base.network.named_buffers()}
         model = TrainingModel(None if isinstance(how, Head) else base.network, head, target, adapted.frozen)
-        return cls(base, head, how, adapted, fresh, buffers, model, training, held_out, units)
+        return cls(base, head, how, adapted, fresh, buffers, model, training, held_out, units, tuple(layers))
 
     def finished(
         self, sides: Sides, record: dict[str, Any], history: list[dict[str, Any]], groups: str | None

@@ -7,7 +7,8 @@ gathered, the first one writes.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,9 @@ from scfm.encoder import Network
 from scfm.errors import InputError, ResumeError, listing
 from scfm.examples import Cells
 from scfm.objectives.base import Target
-from scfm.runs import STATE
+from scfm.recompute import recomputed
+from scfm.run_logs import log_callbacks
+from scfm.runs import STATE, processes
 from scfm.sampling import HeldOutBatches, LengthBuckets, class_chances
 from scfm.sharding import copied_into, shard_requested, sharded_trainer, whole
 
@@ -126,6 +129,11 @@ class _Plan:
     device: torch.device
     folder: Path
     advance: Callable[[int], None]
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes."""
+        return processes()[0] == 0
 
     @property
     def key(self) -> str:
@@ -271,6 +279,8 @@ def train(
     last: Path | None,
     advance: Callable[[int], None],
     units: Collection[str] = (),
+    again: Sequence[str] = (),
+    logs: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Train; the model then has the weights of the best epoch (of the last one without held-out cells).
 
@@ -284,6 +294,10 @@ def train(
         Called with the number of cells that were trained on.
     units
         Class names of the modules that processes gather one at a time, where each holds a part of the model only.
+    again
+        Names of the network's layers that are computed again for the gradients (`scfm.recompute`).
+    logs
+        Among `LOGGERS`.
 
     Returns
     -------
@@ -311,7 +325,11 @@ def train(
         run._read(best)
         copied_into(model, plan.model.trained())
         return _history(state["log_history"], state["best_global_step"] if watched else None)
-    run.train(resume_from_checkpoint=None if last is None else str(last))
+    if plan.first:
+        for callback in log_callbacks(logs, folder):
+            run.add_callback(callback)
+    with recomputed(plan.model.network, again) if again and plan.model.network is not None else nullcontext():
+        run.train(resume_from_checkpoint=None if last is None else str(last))
     if plan.model is not model:
         copied_into(model, whole(plan.model.kept()))
     if not all(torch.isfinite(tensor).all() for tensor in model.trained().values() if tensor.is_floating_point()):

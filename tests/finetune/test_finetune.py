@@ -421,3 +421,76 @@ def test_additions_start_as_the_identity_and_have_scpefts_sizes():
         adapt(other, METHODS[method](), batch, name="scgpt")
         assert sum(p.numel() for p in other.parameters() if p.requires_grad) == count, method
         assert torch.equal(other.eval()(batch).cells, before), method
+
+
+# Memory and logs
+
+
+@pytest.mark.parametrize("method", ["full", scfm.LoRA(rank=2, dropout=0.2)])
+def test_computing_layers_again_changes_nothing_but_memory(encoder, cells, method, monkeypatch):
+    from scfm.nn import TransformerLayer
+
+    calls = []
+    forward = TransformerLayer.forward
+
+    def counted(self, *args, **options):
+        calls.append(torch.is_grad_enabled())
+        return forward(self, *args, **options)
+
+    monkeypatch.setattr(TransformerLayer, "forward", counted)
+    run = {**QUICK, "method": method, "epochs": 1, "valid": None, "learning_rate": 1e-3}
+    kept = scfm.finetune(encoder, cells[:16], "high", **run)
+    without = sum(calls)
+    calls.clear()
+    again = scfm.finetune(encoder, cells[:16], "high", gradient_checkpointing=True, **run)
+    steps = 2 * encoder.network.depth
+    assert sum(calls) == without + steps
+    for key, tensor in weights(kept).items():
+        assert torch.equal(tensor, weights(again)[key]), key
+    assert all("forward" not in vars(module) for module in again.network.modules())
+
+
+def test_networks_without_layers_have_none_to_compute_again(cells):
+    with pytest.raises(scfm.errors.CapabilityError, match="no stack of layers"):
+        scfm.finetune(scfm.load("mini"), cells, "high", method="head", gradient_checkpointing=True, **QUICK)
+
+
+def test_loss_and_scores_go_to_tensorboard(encoder, cells, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = {**QUICK, "method": "head", "epochs": 2, "checkpoints": tmp_path / "run", "log": "tensorboard"}
+    tuned = scfm.finetune(encoder, cells, "high", **run)
+    events = EventAccumulator(str(tmp_path / "run" / "logs"))
+    events.Reload()
+    losses = [event.value for event in events.Scalars("train/loss")]
+    assert losses == pytest.approx([epoch["loss"] for epoch in tuned.history])
+    scores = [event.value for event in events.Scalars("eval/macro_f1")]
+    assert scores == pytest.approx([epoch["valid_macro_f1"] for epoch in tuned.history])
+
+
+def test_weights_and_biases_offline(encoder, cells, tmp_path, monkeypatch):
+    from importlib.util import find_spec
+
+    run = {**QUICK, "method": "head", "epochs": 1, "log": "wandb"}
+    if find_spec("wandb") is None:
+        with pytest.raises(scfm.errors.MissingExtraError, match=r"pip install 'scfm-sdk\[wandb\]'"):
+            scfm.finetune(encoder, cells, "high", **run)
+        return
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    scfm.finetune(encoder, cells, "high", **run)
+    import wandb
+
+    wandb.finish()
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"log": "csv"}, "log='csv' is not known"), ({"log": "tensorboard"}, "writes beside the checkpoints")],
+)
+def test_logs_that_go_nowhere_are_refused(encoder, cells, options, message):
+    with pytest.raises(InputError, match=message):
+        scfm.finetune(encoder, cells, "high", method="head", **QUICK, **options)
