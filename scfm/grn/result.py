@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import pandas as pd
 
 from scfm.errors import InputError, listing
 from scfm.grn.drawing import draw_network
+from scfm.grn.genes import read_edges
 from scfm.grn.nulls import false_discovery
 from scfm.metrics.edges import evaluate_edges
 from scfm.plotting import axes_of, saved
@@ -76,6 +78,28 @@ class GRN(TaskResult):
         edges = self.edges(method, group, direction=direction).astype({"regulator": str, "target": str})
         wide = edges.pivot(index="regulator", columns="target", values="score")
         return wide.reindex(index=list(self.regulators), columns=list(self.genes))
+
+    def compare(
+        self, truth: pd.DataFrame | str | PathLike[str], *, confidence: Sequence[str] | None = None, seed: int = 0
+    ) -> pd.DataFrame:
+        """Agreement of every group and method with another list of known edges, as in `agreement`; needs a table of all edges.
+
+        Parameters
+        ----------
+        truth, confidence
+            See `scfm.grn.read_edges`.
+        """
+        edges = read_edges(truth, confidence=confidence)
+        chosen = ["group", "method", "direction"]
+        return pd.concat(
+            [
+                evaluate_edges(self.matrix(row.method, row.group, direction=row.direction), edges, seed=seed).assign(
+                    **row
+                )
+                for _, row in self.table[chosen].drop_duplicates().iterrows()
+            ],
+            ignore_index=True,
+        )
 
     def to_networkx(
         self, method: str | None = None, group: str | None = None, *, direction: str | None = None, top: int | None = 1000

@@ -245,6 +245,9 @@ def test_agreement_has_intervals_for_every_method(result):
     assert set(found["metric"]) == {"auroc", "auprc", "auprc_ratio", "epr", "odds_ratio", "tf_auroc"}
     assert found["true"].unique().tolist() == [6]
     assert len(found) == 6 * 9  # 7 methods, two of them in both directions
+    again = result.compare(TRUTH)
+    pd.testing.assert_frame_equal(again[found.columns], found)
+    assert result.compare(TRUTH, confidence=["A"])["true"].unique().tolist() == [3]
     text = result.summary()
     assert "5 transcription factors x 15 genes" in text
     assert "attention (regulator as key)" in text
