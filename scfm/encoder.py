@@ -634,9 +634,10 @@ class CellEncoder(ABC):
         chosen = list(range(self.network.depth)) if layers is None else [int(i) for i in layers]
         if bad := [i for i in chosen if not 0 <= i < self.network.depth]:
             raise InputError(f"layers={bad} do not exist; {self.name} has layers 0 to {self.network.depth - 1}.")
+        if reduce == "mean":
+            return mean_attention(self, data, chosen, heads, **reading)
         batches = self.encode(data, outputs=("attention",), attention_layers=chosen, **reading)
-        combine = mean_attention if reduce == "mean" else cell_attention
-        return combine(batches, self.vocabulary, chosen, heads)
+        return cell_attention(batches, self.vocabulary, chosen, heads)
 
     def require(self, *capabilities: Capability) -> None:
         """Raise `CapabilityError` unless the encoder has these capabilities."""

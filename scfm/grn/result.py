@@ -129,12 +129,13 @@ class GRN(TaskResult):
 
     def summary(self) -> str:
         """Sizes, the best edges of each method, and the agreement with known edges."""
-        lines = [f"{len(self.regulators):,} transcription factors x {len(self.genes):,} genes"]
+        cells = sum(self.provenance["settings"]["cells"].values())
+        lines = [f"{len(self.regulators):,} transcription factors x {len(self.genes):,} genes, {cells:,} cells"]
         parts = self.table.groupby(["group", "method", "direction"], sort=False, observed=True)
         for (group, method, direction), edges in parts:
             best = ", ".join(f"{r} > {t}" for r, t in zip(edges["regulator"][:3], edges["target"][:3], strict=True))
             found = int((edges["q"] < 0.05).sum())
-            lines.append(f"{group}: {_label(str(method), str(direction))}: {best}; {found:,} edges with q < 0.05")
+            lines.append(f"{group}: {_label(str(method), str(direction))}: {best}; q < 0.05: {found:,}")
         if len(self.agreement):
             lines.append("agreement with the known edges (bootstrap over transcription factors):")
             kept = self.agreement[self.agreement["metric"].isin(["auroc", "auprc_ratio", "epr"])].to_dict("records")

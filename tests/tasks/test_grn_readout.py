@@ -1,9 +1,11 @@
 """Relations read from attention: the tutorial's recorded numbers, independent computations, and what is refused."""
 
+import weakref
 from pathlib import Path
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -80,13 +82,44 @@ def test_ranks_by_hand():
     np.testing.assert_allclose(rank_normalised(scores)[0], columns / 3, atol=1e-7)
 
 
-def test_the_mean_is_that_of_encoder_attention(encoder, cells):
+def test_the_mean_is_that_of_single_cells(encoder, cells):
     tokens = tokens_of(encoder, cells)
     ours = run(encoder, cells, "attention", tokens).relations[0]
     names = [encoder.vocabulary.tokens[i] for i in tokens]
-    expected = encoder.attention(cells, progress=False).reindex(index=names, columns=names).to_numpy()
+    sums, met = pd.DataFrame(0.0, names, names), pd.DataFrame(0, names, names)
+    for cell in encoder.attention(cells, reduce="none", progress=False):
+        own = pd.DataFrame(cell.weights.mean(axis=(0, 1)), cell.genes, cell.genes).reindex(index=names, columns=names)
+        sums, met = sums + own.fillna(0), met + own.notna()
+    expected = (sums / met.where(met > 0)).to_numpy()
     np.testing.assert_array_equal(np.isnan(ours), np.isnan(expected))
     np.testing.assert_allclose(ours, expected, atol=1e-6)
+    whole = encoder.attention(cells, progress=False).reindex(index=names, columns=names)
+    np.testing.assert_allclose(whole, expected, atol=1e-6)
+
+
+def test_no_more_maps_than_threads_are_held(encoder, cells, monkeypatch):
+    """Not those of a block of cells, which would not fit."""
+    maps, most = [], 0
+    forward = type(encoder.network).forward
+
+    def watched(network, *arguments):
+        nonlocal most
+        encoded = forward(network, *arguments)
+        maps.extend(weakref.ref(weights) for weights in encoded.attention.values())
+        most = max(most, sum(ref() is not None for ref in maps))
+        return encoded
+
+    monkeypatch.setattr(type(encoder.network), "forward", watched)
+    long = encoder.with_options(context=1024)  # hardly any two cells in a batch
+    threads = torch.get_num_threads()
+    for read_maps in (
+        lambda: run(long, cells, "attention", tokens_of(encoder, cells, 10)),
+        lambda: long.attention(cells, progress=False),
+    ):
+        maps.clear()
+        read_maps()
+        assert len(maps) > 3 * 12  # three layers a batch
+    assert most <= 2 * 3 * threads
 
 
 def test_averaged_queries_and_keys_by_another_way(encoder, cells):
