@@ -52,7 +52,6 @@ API = {
         "scfm.task",
         "scfm.plotting",
     ),
-    "Results": ("scfm.metrics", "scfm.neighbours", "scfm.clustering", "scfm.results", "scfm.task", "scfm.plotting"),
     "Networks": ("scfm.tasks.regulation", "scfm.grn", "scfm.grn.readout", "scfm.grn.result", "scfm.metrics.edges"),
     "Errors": ("scfm.errors",),
 }
