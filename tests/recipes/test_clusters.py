@@ -28,8 +28,8 @@ RECIPE = {
     "objective": {"kind": "classification", "column": "cell_type"},
     "train": {"epochs": 3, "batch_size": 16, "learning_rate": 3e-4, "weight_decay": 0.0, "patience": None},
 }
-LOSS_TOLERANCE = 2e-4
-"""Largest relative difference of an epoch's loss: sums in another order, through Adam, which divides small gradients by themselves."""
+LOSS_TOLERANCE = 1e-5
+"""Largest relative difference of an epoch's loss: sums are made in another order. Measured: 2e-7."""
 
 
 KINDS = {"ddp": "false", "fsdp": "true"}
@@ -103,7 +103,7 @@ def test_two_processes_give_the_loss_curve_of_one(runs: Path, method: str, kind:
     assert curve(two, "valid_accuracy") == curve(one, "valid_accuracy")
     assert two.split == one.split
     cells = runs / "cells.h5ad"
-    np.testing.assert_allclose(two.embed(cells, progress=False), one.embed(cells, progress=False), atol=2e-3)
+    np.testing.assert_allclose(two.embed(cells, progress=False), one.embed(cells, progress=False), atol=1e-4)
 
 
 @pytest.mark.slow

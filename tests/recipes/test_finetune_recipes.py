@@ -5,7 +5,9 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
+from anndata import read_h5ad
 
 import scfm
 from scfm.cli import main
@@ -44,6 +46,28 @@ ANNOTATION = {
     "annotation_lora_scgpt": [f"model.name={PARITY / 'scgpt' / 'checkpoint'}"],
     "annotation_lora_geneformer": [f"model.name={PARITY / 'geneformer_v2' / 'checkpoint'}", "data.map_genes=true"],
 }
+EPIAGENT = [
+    f"model.name={PARITY / 'epiagent' / 'checkpoint'}",
+    "model.weights=pretrained_EpiAgent.pth",
+    "model.load.heads=4",
+]
+
+
+def test_annotation_of_chromatin(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    cells = read_h5ad(PARITY / "epiagent" / "input.h5ad")
+    cells[np.asarray(cells.X.sum(axis=1)).ravel() > 0].write_h5ad("atac.h5ad")
+    given = ["data.train=atac.h5ad", "data.groups=batch_id", "train.epochs=2", "out=tuned"]
+    assert command(monkeypatch, "train", "annotation_atac", *EPIAGENT, *given, "model.device=cpu", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["metrics"]["valid_macro_f1"] >= 0
+    tuned = scfm.load(
+        "./tuned",
+        base=scfm.load(PARITY / "epiagent" / "checkpoint", weights="pretrained_EpiAgent.pth", heads=4),
+        device="cpu",
+    )
+    assert isinstance(tuned, scfm.FineTuned)
+    assert tuned.record["method"]["kind"] == "lora"
+    assert command(monkeypatch, "train", "annotation_atac", *EPIAGENT, "data.train=cells.h5ad", "out=other") == 3
+    assert "are regions of epiagent" in capsys.readouterr().err  # genes are none
 
 
 @pytest.mark.parametrize("name", ANNOTATION)
