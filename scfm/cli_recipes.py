@@ -57,10 +57,12 @@ def train(
     if as_json:
         _echo_json(summary)
     elif not quiet:
-        cells = f", trained on {summary['trained_cells']:,} cells" if "trained_cells" in summary else ""
+        cells = f", trained on {summary['trained_cells']:,} {chosen.unit}" if "trained_cells" in summary else ""
         typer.echo(f"{summary['out']}: {summary['model']}{cells}")
         for name, value in summary["metrics"].items():
             typer.echo(f"  {name} {value:.4g}")
+        if "table" in summary:
+            typer.echo(summary["table"])
 
 
 @recipes.callback(invoke_without_command=True)

@@ -21,26 +21,25 @@ from scfm.sampling import LengthBuckets
 from scfm.sharding import shard_requested
 
 if TYPE_CHECKING:
-    from scfm.finetune_recipe import FineTuneRecipe
+    from scfm.finetune_recipe import TuningRecipe
 
 __all__ = ["planned"]
 
 
-def planned(recipe: FineTuneRecipe) -> Plan:
+def planned(recipe: TuningRecipe) -> Plan:
     """Read the data, split them, make the network ready, and count."""
     given = recipe.arguments()
     encoder, settings, seed = recipe.encoder(), recipe.train, int(recipe.train["seed"])
     reading = {key: given[key] for key in ("layer", "gene_column", "map_genes", "values")}
     with ExitStack() as stack:
         stack.enter_context(guest(encoder.device, seed))
-        also = [] if recipe.data.groups is None else [recipe.data.groups]
+        groups = given["groups"]
+        also = [] if groups is None else [groups]
         keep = getattr(given["objective"], "reads_matrix", False)
         cells = read_labelled(encoder, given["train"], reading, given["objective"], also=also, keep=keep, seed=seed)
-        sides = divide(
-            encoder, cells, given["valid"], given["objective"], reading, groups=recipe.data.groups, seed=seed
-        )
+        sides = divide(encoder, cells, given["valid"], given["objective"], reading, groups=groups, seed=seed)
         ready, sides = made_ready(
-            encoder, sides, given["train"], given["valid"], reading, groups=recipe.data.groups, seed=seed
+            encoder, sides, given["train"], given["valid"], reading, groups=groups, seed=seed
         )
         parts = Parts.made(encoder, ready, given["method"], sides, settings["head_dropout"], seed)
         memory = _memory(parts, settings["batch_size"], encoder.device)
@@ -48,7 +47,7 @@ def planned(recipe: FineTuneRecipe) -> Plan:
         recipe.title,
         {
             "model": _model(encoder, parts),
-            "data": _data(recipe, sides),
+            "data": _data(recipe, sides, groups),
             "training": _training(recipe, given["method"], parts.training),
             "memory": _told(memory, parts.base.device),
             "result": {"out": recipe.folder(), "checkpoints": given["checkpoints"]},
@@ -69,14 +68,14 @@ def _model(encoder: CellEncoder, parts: Parts) -> dict[str, Any]:
     }
 
 
-def _data(recipe: FineTuneRecipe, sides: Sides) -> dict[str, Any]:
+def _data(recipe: TuningRecipe, sides: Sides, groups: str | None) -> dict[str, Any]:
     """What is trained on and what is held out."""
     lengths = sides.training.tokens.lengths
     found = {
-        "files": listing(map(str, recipe.data.training())),
-        "trained on": _cells(sides, held_out=False, groups=recipe.data.groups),
-        "held out": "no cells" if sides.held_out is None else _cells(sides, held_out=True, groups=recipe.data.groups),
-        "tokens a cell": f"{int(np.median(lengths)):,} (median), {lengths.min():,} to {lengths.max():,}",
+        "files": listing(map(str, recipe.files())),
+        "trained on": _cells(sides, recipe.unit, held_out=False, groups=groups),
+        "held out": "nothing" if sides.held_out is None else _cells(sides, recipe.unit, held_out=True, groups=groups),
+        "tokens": f"{int(np.median(lengths)):,} (median), {lengths.min():,} to {lengths.max():,} a cell",
         "objective": f"{sides.target.kind} of {listing(sides.target.columns)}"
         if sides.target.columns
         else sides.target.kind,
@@ -86,17 +85,17 @@ def _data(recipe: FineTuneRecipe, sides: Sides) -> dict[str, Any]:
     return found
 
 
-def _cells(sides: Sides, *, held_out: bool, groups: str | None) -> str:
+def _cells(sides: Sides, unit: str, *, held_out: bool, groups: str | None) -> str:
     side = sides.held_out if held_out else sides.training
     assert side is not None
-    text = f"{len(side):,} cells"
+    text = f"{len(side):,} {unit}"
     if groups is None:
         return text
     names = sorted(set(side.obs[groups].astype(str)))
     return f"{text}, obs[{groups!r}] {listing(names, 6)}"
 
 
-def _training(recipe: FineTuneRecipe, method: Any, training: Cells) -> dict[str, Any]:
+def _training(recipe: TuningRecipe, method: Any, training: Cells) -> dict[str, Any]:
     settings, (_, count) = recipe.train, processes()
     batches = len(LengthBuckets(training, settings["batch_size"], processes=count))
     steps = -(-batches // settings["accumulate"])
@@ -108,7 +107,7 @@ def _training(recipe: FineTuneRecipe, method: Any, training: Cells) -> dict[str,
         "method": f"{method.kind} ({', '.join(f'{k} {v}' for k, v in recipe.method.items() if k != 'kind')})",
         "epochs": f"{settings['epochs']}{stops}",
         "steps": f"{steps:,} an epoch, {steps * settings['epochs']:,} in all",
-        "cells a step": f"{settings['batch_size']}{several}{gathered}",
+        f"{recipe.unit} a step": f"{settings['batch_size']}{several}{gathered}",
         "learning rate": f"{rate:g}, {settings['schedule']}, warm-up {settings['warmup']:.0%}",
         "precision": settings["precision"],
     }

@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Mapping
-from dataclasses import MISSING, fields
-from functools import cache
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache, partial
 from importlib import import_module, resources
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, create_model, field_validator
 from scfm.errors import InputError, listing
 from scfm.plans import Plan, Recipe, Strict, near, validated
 
-__all__ = ["FineTuneRecipe"]
+__all__ = ["FineTuneRecipe", "ModelSection", "TuningRecipe", "built", "data_files", "first_process", "of_kind"]
 
 SHIPPED_DATA = "scfm:"
 """Before the name of a data set that is in the package, e.g. scfm:pbmc_demo."""
@@ -60,35 +61,27 @@ class DataSection(Strict):
         """Files with training cells."""
         if self.train is None:
             raise InputError("data.train is not set: the file with the training cells.", "Add data.train=cells.h5ad.")
-        return _files(self.train, "data.train")
+        return data_files(self.train, "data.train")
 
     def held_out(self) -> list[Path] | float | None:
         """Files with held-out cells, or their share."""
-        return _files(self.valid, "data.valid") if isinstance(self.valid, str | list) else self.valid
+        return data_files(self.valid, "data.valid") if isinstance(self.valid, str | list) else self.valid
 
 
-class FineTuneRecipe(Recipe):
-    """Fine-tune, or with `model.fresh` pre-train, an encoder."""
+class TuningRecipe(Recipe):
+    """What all recipes have in common that train by `scfm.finetune`."""
 
-    kind: Literal["finetune"]
     model: ModelSection
-    data: DataSection
-    objective: dict[str, Any]
     method: dict[str, Any] = {"kind": "lora"}
     train: dict[str, Any] = {}
     checkpoints: Path | None = None
     """Default: beside `out`, with the ending .checkpoints."""
     resume: bool = True
 
-    @field_validator("objective", mode="before")
-    @classmethod
-    def _objective(cls, value: Any) -> dict[str, Any]:
-        return _of_kind("objective", value, _objectives())
-
     @field_validator("method", mode="before")
     @classmethod
     def _method(cls, value: Any) -> dict[str, Any]:
-        return _of_kind("method", value, _methods())
+        return of_kind("method", value, _methods())
 
     @field_validator("train", mode="before")
     @classmethod
@@ -109,34 +102,31 @@ class FineTuneRecipe(Recipe):
             **model.load,
         )
         if model.fresh:
-            encoder = _fresh(encoder, int(self.train.get("seed", 0)))
+            encoder = _fresh(encoder, int(self.train["seed"]))
         return encoder.with_options(**_tuples(model.tokenizer)) if model.tokenizer else encoder
 
+    @abstractmethod
+    def files(self) -> list[Path]:
+        """Those with the training cells."""
+
+    @abstractmethod
     def arguments(self) -> dict[str, Any]:
         """Of `finetune`, but for the encoder; the data are looked at first."""
-        data, held_out = self.data.training(), self.data.held_out()
-        for path in [*data, *(held_out if isinstance(held_out, list) else [])]:
-            self._check_columns(path)
+
+    def _shared(self) -> dict[str, Any]:
         out = self.folder()
         return {
-            "train": _one_or_all(data),
-            "objective": _built(self.objective, _objectives()),
-            "method": _built(self.method, _methods()),
-            "valid": _one_or_all(held_out) if isinstance(held_out, list) else held_out,
-            "groups": self.data.groups,
-            "layer": self.data.layer,
-            "gene_column": self.data.gene_column,
-            "map_genes": self.data.map_genes,
-            "values": self.data.values,
+            "method": built(self.method, _methods()),
             "checkpoints": self.checkpoints or out.with_name(f"{out.name}.checkpoints"),
             "resume": self.resume,
             **self.train,
         }
 
-    def _check_columns(self, path: Path) -> None:
+    def check_columns(self, path: Path, layer: str | None) -> None:
+        """Refuse a file that lacks a column the recipe reads, or has another kind of values there."""
         from scfm.cells import Source
 
-        source = Source(path, None)
+        source = Source(path, layer)
         try:
             for key, column, expectation in self.columns():
                 source.require_obs(
@@ -152,15 +142,16 @@ class FineTuneRecipe(Recipe):
 
         return planned(self)
 
-    def run(self, *, progress: bool | None = None) -> Mapping[str, Any]:
-        """Fine-tune and save; `out` then also holds this configuration."""
+    def tuned(self, arguments: dict[str, Any], progress: bool | None) -> tuple[Any, dict[str, Any]]:
+        """The fine-tuned encoder, saved to `out` beside this configuration by the first process; and a summary."""
         from scfm.finetuning import finetune
 
-        arguments, out = self.arguments(), self.folder()
+        out = self.folder()
         tuned = finetune(self.encoder(), **arguments, progress=progress)
-        tuned.save(out)
-        self.write(out)
-        return {
+        if first_process():
+            tuned.save(out)
+            self.write(out)
+        return tuned, {
             "out": str(out),
             "model": tuned.name,
             "target": tuned.target.kind,
@@ -171,7 +162,52 @@ class FineTuneRecipe(Recipe):
         }
 
 
-def _files(names: str | list[str], key: str) -> list[Path]:
+class FineTuneRecipe(TuningRecipe):
+    """Fine-tune, or with `model.fresh` pre-train, an encoder."""
+
+    kind: Literal["finetune"]
+    data: DataSection
+    objective: dict[str, Any]
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _objective(cls, value: Any) -> dict[str, Any]:
+        return of_kind("objective", value, _objectives())
+
+    def files(self) -> list[Path]:
+        """Those with the training cells."""
+        return self.data.training()
+
+    def arguments(self) -> dict[str, Any]:
+        """Of `finetune`, but for the encoder; the data are looked at first."""
+        data, held_out = self.data.training(), self.data.held_out()
+        for path in [*data, *(held_out if isinstance(held_out, list) else [])]:
+            self.check_columns(path, None)
+        return {
+            "train": _one_or_all(data),
+            "objective": built(self.objective, _objectives()),
+            "valid": _one_or_all(held_out) if isinstance(held_out, list) else held_out,
+            "groups": self.data.groups,
+            "layer": self.data.layer,
+            "gene_column": self.data.gene_column,
+            "map_genes": self.data.map_genes,
+            "values": self.data.values,
+            **self._shared(),
+        }
+
+    def run(self, *, progress: bool | None = None) -> Mapping[str, Any]:
+        """Fine-tune and save; `out` then also holds this configuration."""
+        return self.tuned(self.arguments(), progress)[1]
+
+
+def first_process() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    from scfm.runs import processes
+
+    return processes()[0] == 0
+
+
+def data_files(names: str | list[str], key: str) -> list[Path]:
     found = []
     for name in [names] if isinstance(names, str) else names:
         if name.startswith(SHIPPED_DATA):
@@ -262,19 +298,27 @@ def _model(name: str, found: dict[str, Any]) -> type[BaseModel]:
     return made
 
 
-def _settings_of(cls: type) -> type[BaseModel]:
-    """A dataclass as a model that refuses unknown keys."""
-    hints = get_type_hints(cls)
+def _settings_of(made_by: Callable[..., Any]) -> type[BaseModel]:
+    """Settings of a dataclass, or arguments of a function (but for its first, and fixed ones), as a model that refuses unknown keys."""
     found = {}
-    for field in fields(cls):
-        default = field.default if field.default is not MISSING else ...
-        if field.default_factory is not MISSING:
-            default = field.default_factory()
-        found[field.name] = (hints[field.name], default)
-    return _model(cls.__name__, found)
+    if is_dataclass(made_by):
+        hints = get_type_hints(made_by)
+        for field in fields(made_by):
+            default = field.default if field.default is not MISSING else ...
+            if field.default_factory is not MISSING:
+                default = field.default_factory()
+            found[field.name] = (hints[field.name], default)
+    else:
+        function = made_by.func if isinstance(made_by, partial) else made_by
+        fixed = made_by.keywords if isinstance(made_by, partial) else {}
+        for name, parameter in list(inspect.signature(function).parameters.items())[1:]:
+            if name not in fixed:
+                default = ... if parameter.default is parameter.empty else parameter.default
+                found[name] = (_type(parameter.annotation, function.__module__), default)
+    return _model("settings", found)
 
 
-def _of_kind(where: str, value: Any, kinds: Mapping[str, type]) -> dict[str, Any]:
+def of_kind(where: str, value: Any, kinds: Mapping[str, Callable[..., Any]]) -> dict[str, Any]:
     """A section whose `kind` decides its keys, complete and checked."""
     content = {"kind": value} if isinstance(value, str) else value
     if not isinstance(content, Mapping) or not isinstance(content.get("kind"), str):
@@ -298,7 +342,7 @@ def _section(where: str, schema: type[BaseModel], content: Any) -> dict[str, Any
     return validated(schema, content, None, prefix=where).model_dump()
 
 
-def _built(section: Mapping[str, Any], kinds: Mapping[str, type]) -> Any:
-    """The objective or method of a section."""
+def built(section: Mapping[str, Any], kinds: Mapping[str, Callable[..., Any]], *first: Any) -> Any:
+    """What a section describes: an objective, a method; `first` are arguments that it does not hold."""
     settings = _tuples({key: value for key, value in section.items() if key != "kind"})
-    return kinds[section["kind"]](**settings)
+    return kinds[section["kind"]](*first, **settings)

@@ -15,7 +15,7 @@ from functools import cache
 from importlib import metadata, resources
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -101,6 +101,9 @@ class Recipe(Strict):
     expects: Expects = Field(default=Expects(), repr=False)
     out: Path | None = None
     """Folder for the result."""
+
+    unit: ClassVar[str] = "cells"
+    """What is trained on."""
 
     @abstractmethod
     def plan(self) -> Plan:

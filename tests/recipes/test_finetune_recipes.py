@@ -1,8 +1,6 @@
 """Every shipped recipe that fine-tunes runs through the command, on real cells and with small weights of the model's architecture."""
 
 import json
-import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,24 +8,10 @@ import pytest
 from anndata import read_h5ad
 
 import scfm
-from scfm.cli import main
 from scfm.data import pbmc_demo
 from scfm.plans import read
 
 PARITY = Path(__file__).parents[1] / "parity"
-
-
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """Run `scfm ...` in this process; the exit code."""
-    monkeypatch.setattr(sys, "argv", ["scfm", *arguments])
-    showwarning = warnings.showwarning
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    finally:
-        warnings.showwarning = showwarning
-    return 0
 
 
 @pytest.fixture
@@ -53,11 +37,11 @@ EPIAGENT = [
 ]
 
 
-def test_annotation_of_chromatin(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_annotation_of_chromatin(folder: Path, command, capsys) -> None:
     cells = read_h5ad(PARITY / "epiagent" / "input.h5ad")
     cells[np.asarray(cells.X.sum(axis=1)).ravel() > 0].write_h5ad("atac.h5ad")
     given = ["data.train=atac.h5ad", "data.groups=batch_id", "train.epochs=2", "out=tuned"]
-    assert command(monkeypatch, "train", "annotation_atac", *EPIAGENT, *given, "model.device=cpu", "--json") == 0
+    assert command("train", "annotation_atac", *EPIAGENT, *given, "model.device=cpu", "--json") == 0
     assert json.loads(capsys.readouterr().out)["metrics"]["valid_macro_f1"] >= 0
     tuned = scfm.load(
         "./tuned",
@@ -66,16 +50,14 @@ def test_annotation_of_chromatin(folder: Path, monkeypatch: pytest.MonkeyPatch, 
     )
     assert isinstance(tuned, scfm.FineTuned)
     assert tuned.record["method"]["kind"] == "lora"
-    assert command(monkeypatch, "train", "annotation_atac", *EPIAGENT, "data.train=cells.h5ad", "out=other") == 3
+    assert command("train", "annotation_atac", *EPIAGENT, "data.train=cells.h5ad", "out=other") == 3
     assert "are regions of epiagent" in capsys.readouterr().err  # genes are none
 
 
 @pytest.mark.parametrize("name", ANNOTATION)
-def test_annotation(
-    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_annotation(name: str, folder: Path, command, capsys) -> None:
     given = ["data.train=cells.h5ad", "data.groups=donor", "train.epochs=2", "model.device=cpu", "out=tuned"]
-    assert command(monkeypatch, "train", name, *given, *ANNOTATION[name], "--json") == 0
+    assert command("train", name, *given, *ANNOTATION[name], "--json") == 0
     summary = json.loads(capsys.readouterr().out)
     assert 0 < summary["trainable"]["share"] < 1
     assert summary["trained_cells"] + summary["held_out_cells"] == 96
@@ -88,33 +70,33 @@ def test_annotation(
 
     # the stored configuration is the same run: it has nothing left to do, and writes the same
     before = (folder / "tuned" / "adapter_model.safetensors").read_bytes()
-    assert command(monkeypatch, "train", "tuned/recipe.yaml", "--quiet") == 0
+    assert command("train", "tuned/recipe.yaml", "--quiet") == 0
     assert (folder / "tuned" / "adapter_model.safetensors").read_bytes() == before
-    assert command(monkeypatch, "train", "tuned/recipe.yaml", "train.epochs=3", "--quiet") == 5
+    assert command("train", "tuned/recipe.yaml", "train.epochs=3", "--quiet") == 5
     assert "holds another run: it differs in settings" in capsys.readouterr().err
 
 
-def test_recipes_are_listed_shown_and_copied(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    assert command(monkeypatch, "recipes", "--json") == 0
+def test_recipes_are_listed_shown_and_copied(folder: Path, command, capsys) -> None:
+    assert command("recipes", "--json") == 0
     assert set(ANNOTATION) <= {recipe["name"] for recipe in json.loads(capsys.readouterr().out)}
-    assert command(monkeypatch, "recipes", "copy", "annotation_lora_mini", "mine.yaml") == 0
-    assert command(monkeypatch, "recipes", "show", "mine.yaml") == 0
+    assert command("recipes", "copy", "annotation_lora_mini", "mine.yaml") == 0
+    assert command("recipes", "show", "mine.yaml") == 0
     assert "scfm train annotation_lora_mini" in capsys.readouterr().out
-    assert command(monkeypatch, "recipes", "copy", "annotation_lora_mini", "mine.yaml") == 3
+    assert command("recipes", "copy", "annotation_lora_mini", "mine.yaml") == 3
     assert read("mine.yaml") == read("annotation_lora_mini")
-    assert command(monkeypatch, "recipes", "keys", "annotation_lora_mini", "train.epochs=7") == 0
+    assert command("recipes", "keys", "annotation_lora_mini", "train.epochs=7") == 0
     assert "epochs: 7" in capsys.readouterr().out
-    assert command(monkeypatch, "train", "annotation_lora_mini", "train.epoch=7") == 3
+    assert command("train", "annotation_lora_mini", "train.epoch=7") == 3
     assert "Did you mean 'epochs'" in capsys.readouterr().err
 
 
-def test_third_partys_recipe_is_given_by_its_path(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_third_partys_recipe_is_given_by_its_path(folder: Path, command, capsys) -> None:
     (folder / "theirs.yaml").write_text(
         "kind: finetune\ntitle: donors\nmodel: {name: mini, device: cpu, tokenizer: {context: 32}}\n"
         "data: {train: cells.h5ad, valid: null}\nobjective: {kind: classification, column: donor}\nmethod: head\n"
         "train: {epochs: 1, learning_rate: 1e-2}\nout: theirs\n"
     )
-    assert command(monkeypatch, "train", "theirs.yaml", "--json") == 0
+    assert command("train", "theirs.yaml", "--json") == 0
     assert json.loads(capsys.readouterr().out)["trained_cells"] == 96
 
 
@@ -128,7 +110,7 @@ def test_pre_training_begins_with_random_weights(folder: Path) -> None:
     assert fresh.origin["source"] == "random weights"
 
 
-def test_a_dry_run_tells_what_is_then_done(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_a_dry_run_tells_what_is_then_done(folder: Path, command, capsys) -> None:
     settings = [
         "data.train=cells.h5ad",
         "data.groups=donor",
@@ -136,10 +118,10 @@ def test_a_dry_run_tells_what_is_then_done(folder: Path, monkeypatch: pytest.Mon
         "out=tuned",
         *ANNOTATION["annotation_lora_mini"],
     ]
-    assert command(monkeypatch, "train", "annotation_lora_mini", *settings, "--dry-run", "--json") == 0
+    assert command("train", "annotation_lora_mini", *settings, "--dry-run", "--json") == 0
     plan = json.loads(capsys.readouterr().out)
     assert sorted(path.name for path in folder.iterdir()) == ["cells.h5ad"]
-    assert command(monkeypatch, "train", "annotation_lora_mini", *settings, "--json") == 0
+    assert command("train", "annotation_lora_mini", *settings, "--json") == 0
     done = json.loads(capsys.readouterr().out)
     assert plan["data"]["trained on"].startswith(f"{done['trained_cells']} cells, obs['donor'] ")
     assert plan["data"]["held out"].startswith(f"{done['held_out_cells']} cells")
