@@ -38,9 +38,7 @@ def planned(recipe: TuningRecipe) -> Plan:
         keep = getattr(given["objective"], "reads_matrix", False)
         cells = read_labelled(encoder, given["train"], reading, given["objective"], also=also, keep=keep, seed=seed)
         sides = divide(encoder, cells, given["valid"], given["objective"], reading, groups=groups, seed=seed)
-        ready, sides = made_ready(
-            encoder, sides, given["train"], given["valid"], reading, groups=groups, seed=seed
-        )
+        ready, sides = made_ready(encoder, sides, given["train"], given["valid"], reading, groups=groups, seed=seed)
         parts = Parts.made(encoder, ready, given["method"], sides, settings["head_dropout"], seed)
         memory = _memory(parts, settings["batch_size"], encoder.device)
     return Plan(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from functools import cache, partial
 from importlib import import_module, resources
 from pathlib import Path
@@ -16,12 +17,16 @@ from typing import Any, Literal, get_type_hints
 from pydantic import BaseModel, ConfigDict, create_model, field_validator
 
 from scfm.errors import InputError, listing
+from scfm.files import write_whole
 from scfm.plans import Plan, Recipe, Strict, near, validated
+from scfm.provenance import plain
 
 __all__ = ["FineTuneRecipe", "ModelSection", "TuningRecipe", "built", "data_files", "first_process", "of_kind"]
 
 SHIPPED_DATA = "scfm:"
 """Before the name of a data set that is in the package, e.g. scfm:pbmc_demo."""
+BASE = "base"
+"""Folder in `out` for the random weights that training began with, where what was trained names them."""
 ELSEWHERE = {
     *("encoder", "train", "objective", "method", "valid", "groups"),
     *("layer", "gene_column", "map_genes", "values", "checkpoints", "resume", "progress"),
@@ -39,6 +44,8 @@ class ModelSection(Strict):
     device: str = "auto"
     fresh: bool = False
     """Begin with random weights of the model's sizes, drawn from train.seed: pre-training."""
+    sizes: dict[str, Any] = {}
+    """With fresh: sizes of the network that are not the model's, e.g. layers."""
     load: dict[str, Any] = {}
     """Options of its loading."""
     tokenizer: dict[str, Any] = {}
@@ -102,7 +109,9 @@ class TuningRecipe(Recipe):
             **model.load,
         )
         if model.fresh:
-            encoder = _fresh(encoder, int(self.train["seed"]))
+            encoder = _fresh(encoder, model.sizes, int(self.train["seed"]))
+        elif model.sizes:
+            raise InputError("model.sizes are of a network with random weights.", "Set model.fresh=true, or no sizes.")
         return encoder.with_options(**_tuples(model.tokenizer)) if model.tokenizer else encoder
 
     @abstractmethod
@@ -115,6 +124,11 @@ class TuningRecipe(Recipe):
 
     def _shared(self) -> dict[str, Any]:
         out = self.folder()
+        if self.model.fresh and self.method["kind"] != "full":
+            raise InputError(
+                f"model.fresh begins with random weights, of which method {self.method['kind']} leaves most as they are.",
+                "Set method=full.",
+            )
         return {
             "method": built(self.method, _methods()),
             "checkpoints": self.checkpoints or out.with_name(f"{out.name}.checkpoints"),
@@ -144,12 +158,22 @@ class TuningRecipe(Recipe):
 
     def tuned(self, arguments: dict[str, Any], progress: bool | None) -> tuple[Any, dict[str, Any]]:
         """The fine-tuned encoder, saved to `out` beside this configuration by the first process; and a summary."""
+        from scfm.finetuned import METRICS, SPLITS
         from scfm.finetuning import finetune
 
-        out = self.folder()
-        tuned = finetune(self.encoder(), **arguments, progress=progress)
+        out, encoder = self.folder(), self.encoder()
+        if self.model.fresh:  # nobody else has these weights
+            encoder.origin["source"] = str(out.resolve() / BASE)
+        tuned = finetune(encoder, **arguments, progress=progress)
         if first_process():
-            tuned.save(out)
+            if self.model.fresh and not tuned.target.predicts:
+                tuned.merge().save(out)
+                _write_json(out / METRICS, {"best": tuned.metrics, "epochs": tuned.history})
+                _write_json(out / SPLITS, asdict(tuned.split))
+            else:
+                tuned.save(out)
+                if self.model.fresh:
+                    encoder.save(out / BASE)
             self.write(out)
         return tuned, {
             "out": str(out),
@@ -200,6 +224,11 @@ class FineTuneRecipe(TuningRecipe):
         return self.tuned(self.arguments(), progress)[1]
 
 
+def _write_json(path: Path, content: Any) -> None:
+    text = json.dumps(plain(content), indent=1)
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
 def first_process() -> bool:
     """Whether this process is the one that writes and speaks."""
     from scfm.runs import processes
@@ -242,15 +271,22 @@ def _check_column(values: Any, kind: str, label: str, key: str) -> None:
         raise InputError(f"{label} holds {values.dtype}, e.g. {example}; labels are needed.", f"Set {key}=COLUMN.")
 
 
-def _fresh(encoder: Any, seed: int) -> Any:
-    """An encoder of the same sizes with random weights, without touching torch's global stream."""
+def _fresh(encoder: Any, sizes: Mapping[str, Any], seed: int) -> Any:
+    """An encoder of the same architecture with random weights, without touching torch's global stream."""
     import torch
 
+    known = [field.name for field in fields(encoder.config)]
+    if odd := [name for name in sizes if name not in known]:
+        raise InputError(
+            f"model.sizes: {encoder.name} has no {listing(odd)}.{near(odd[0], known)}", f"It has {listing(known, 30)}."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        other = type(encoder).build(encoder.config, encoder.tokenizer.vocabulary, encoder.card)
+        other = type(encoder).build(
+            replace(encoder.config, **_tuples(sizes)), encoder.tokenizer.vocabulary, encoder.card
+        )
     other.tokenizer = encoder.tokenizer
-    other.origin = {"source": "random weights", "sizes": encoder.name, "seed": str(seed)}
+    other.origin = {"source": "random weights", "architecture": encoder.name, "seed": str(seed)}
     return other.to(encoder.device)
 
 
@@ -285,10 +321,15 @@ def _methods() -> dict[str, type]:
 
 @cache
 def _objectives() -> dict[str, type]:
-    """Objectives by their names, as_such."""
-    heads = import_module("scfm.objectives")
-    classes = heads.Objective.__subclasses__()
-    return {re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower(): cls for cls in classes}
+    """Objectives that need settings only, by their names: MaskedExpression is masked_expression."""
+    package = import_module("scfm.objectives")
+    found = (getattr(package, name) for name in package.__all__)
+    classes = [cls for cls in found if isinstance(cls, type) and issubclass(cls, package.Objective)]
+    return {
+        re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower(): cls
+        for cls in classes
+        if cls is not package.Objective
+    }
 
 
 def _model(name: str, found: dict[str, Any]) -> type[BaseModel]:

@@ -148,6 +148,12 @@ def _finish(adapter: Adapter, checkpoint: Checkpoint, device: str, source: str |
     encoder = cls.restore(checkpoint) if checkpoint.saved_by is not None else cls.from_checkpoint(checkpoint)
     if not encoder.origin:
         encoder.origin = _origin(checkpoint, source)
+    elif source is not None and (made := encoder.origin.get("source", "")).startswith("scfm.finetune"):
+        encoder.origin = {
+            **encoder.origin,
+            "source": source,
+            "made_by": made,
+        }  # so that what is trained from it finds it
     if encoder.card.restricted:
         warnings.warn(f"{encoder.name}: {encoder.card.restricted}", LicenceWarning, stacklevel=3)
     return encoder.to(device)

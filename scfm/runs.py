@@ -111,15 +111,16 @@ def claim(folder: Path, record: Mapping[str, Any], *, resume: bool) -> Path | No
     content = json.dumps({"fingerprint": fingerprint(record), "record": plain(record)}, indent=1)
     if mark.exists() and resume:
         begun = json.loads(mark.read_text(encoding="utf-8"))
-        if begun["fingerprint"] != fingerprint(record):
+        found = _checkpoints(folder)
+        if begun["fingerprint"] != fingerprint(record) and found:
             now = plain(record)
             other = [key for key in now if now[key] != begun["record"].get(key)]
             raise ResumeError(
                 f"{folder} holds another run: it differs in {', '.join(other)}.",
                 "Pass another checkpoints= folder, or resume=False to begin anew.",
             )
-        found = _checkpoints(folder)
-        return found[-1] if found else None
+        if found:
+            return found[-1]
     if not mark.exists() and any(folder.iterdir()):
         raise ResumeError(f"{folder} is not empty and holds no run.", "Pass a new or empty folder as checkpoints=.")
     for path in folder.glob("checkpoint-*"):

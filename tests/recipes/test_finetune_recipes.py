@@ -9,6 +9,7 @@ from anndata import read_h5ad
 
 import scfm
 from scfm.data import pbmc_demo
+from scfm.errors import InputError
 from scfm.plans import read
 
 PARITY = Path(__file__).parents[1] / "parity"
@@ -102,12 +103,59 @@ def test_third_partys_recipe_is_given_by_its_path(folder: Path, command, capsys)
 
 def test_pre_training_begins_with_random_weights(folder: Path) -> None:
     settings = {"data.train": "cells.h5ad", "out": "tuned", "model.tokenizer.context": 32, "model.device": "cpu"}
-    recipe = read("annotation_lora_mini", {**settings, "model.fresh": True})
-    shipped, fresh, again = (read("annotation_lora_mini", settings).encoder(), recipe.encoder(), recipe.encoder())  # type: ignore[attr-defined]
-    cells = pbmc_demo()[:4]
-    assert (fresh.embed(cells, progress=False) == again.embed(cells, progress=False)).all()
-    assert abs(fresh.embed(cells, progress=False) - shipped.embed(cells, progress=False)).max() > 1e-3
-    assert fresh.origin["source"] == "random weights"
+    first = {
+        name: read("pretrain_masked", {**settings, "model.fresh": name != "shipped"}).encoder()  # type: ignore[attr-defined]
+        for name in ("shipped", "fresh", "again")
+    }
+    shipped, fresh, again = (first[name].embed(pbmc_demo()[:4], progress=False) for name in first)
+    assert (fresh == again).all()
+    assert abs(fresh - shipped).max() > 1e-3
+    assert "architecture" in first["fresh"].origin
+    with pytest.raises(InputError, match=r"leaves most as they are.*\n  Set method=full"):
+        read("pretrain_masked", {**settings, "method": "lora"}).run()
+    with pytest.raises(InputError, match=r"has no 'layer'\. Did you mean 'layers'"):
+        read("pretrain_masked", {**settings, "model.sizes.layer": 1}).encoder()  # type: ignore[attr-defined]
+
+
+def test_masked_pre_training_gives_an_encoder(folder: Path, command, capsys) -> None:
+    settings = ["data.train=cells.h5ad", "data.groups=donor", "model.tokenizer.context=32", "model.sizes={layers: 1}"]
+    more = ["train.epochs=3", "data.valid=0.25", "model.device=cpu", "out=pretrained"]
+    assert command("train", "pretrain_masked", *settings, *more, "--json") == 0
+    summary = json.loads(capsys.readouterr().out)
+    epochs = json.loads(Path("pretrained/metrics.json").read_text())["epochs"]
+    assert epochs[-1]["loss"] < epochs[0]["loss"]
+    assert summary["trainable"]["share"] > 0.95
+    encoder = scfm.load("./pretrained", device="cpu")
+    assert not isinstance(encoder, scfm.FineTuned)
+    assert encoder.config.layers == 1
+    assert encoder.embed("cells.h5ad", progress=False).shape == (96, encoder.dim)
+    annotate = ["train", "annotation_lora_mini", "model.name=./pretrained", "train.epochs=1", *settings[:2]]
+    assert command(*annotate, "model.device=cpu", "out=tuned") == 0
+    assert isinstance(scfm.load("./tuned", device="cpu"), scfm.FineTuned)  # found by where it was saved
+
+
+def test_integration(folder: Path, command, capsys) -> None:
+    settings = ["data.train=cells.h5ad", "objective.batch=donor", "model.tokenizer.context=32", "train.epochs=2"]
+    assert command("train", "integration", *settings, "model.device=cpu", "out=integrated", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["metrics"]["valid_kept"] > 0
+    embedding = scfm.load("./integrated", device="cpu").embed("cells.h5ad", progress=False)
+    assert np.isfinite(embedding).all()
+    assert command("train", "integration", "data.train=cells.h5ad", "out=other") == 3
+    assert "Set objective.batch=COLUMN" in capsys.readouterr().err
+
+
+def test_weights_that_nobody_else_has_are_kept_with_what_was_trained(folder: Path, command) -> None:
+    settings = [
+        "data.train=cells.h5ad",
+        "model.tokenizer.context=32",
+        "train.epochs=1",
+        "model.fresh=true",
+        "method=full",
+    ]
+    assert command("train", "annotation_lora_mini", *settings, "model.device=cpu", "out=tuned", "--quiet") == 0
+    tuned = scfm.load("./tuned", device="cpu")
+    assert isinstance(tuned, scfm.FineTuned)
+    assert len(tuned.predict("cells.h5ad", progress=False)) == 96
 
 
 def test_a_dry_run_tells_what_is_then_done(folder: Path, command, capsys) -> None:
