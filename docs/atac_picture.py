@@ -1,4 +1,4 @@
-"""The picture of docs/atac.md: LSI of bone marrow cells, as UMAP, coloured by cell type.
+"""The pictures of docs/atac.md, of bone marrow cells: LSI as UMAP, imputation, and knock-out of each type's own peaks.
 
 python docs/atac_picture.py --shared ../shared
 """
@@ -6,11 +6,14 @@ python docs/atac_picture.py --shared ../shared
 from __future__ import annotations
 
 import argparse
+import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from anndata import read_h5ad
+import pandas as pd
+from anndata import AnnData, read_h5ad
 
 import scfm
 
@@ -18,7 +21,7 @@ HERE = Path(__file__).parent
 COLOURS = ["#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#76b7b2"]
 
 
-def main() -> None:
+def umaps(data: AnnData) -> None:
     """Write images/atac_lsi.png."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -26,9 +29,6 @@ def main() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # umap-learn without TensorFlow, and on fixed seeds
         from umap import UMAP
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shared", type=Path, default=HERE.parents[1] / "shared")
-    data = read_h5ad(parser.parse_args().shared / "data/hematopoiesis_scatac/hematopoiesis_scatac.h5ad")
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     kinds = data.obs["cell_type"].astype(str).to_numpy()
@@ -45,6 +45,48 @@ def main() -> None:
         panel.spines[["top", "right"]].set_visible(False)
     axes[1].legend(frameon=False, markerscale=2.5, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(HERE / "images" / "atac_lsi.png", dpi=110)
+
+
+def imputation(data: AnnData) -> None:
+    """Write images/atac_imputation.png; the decoder is untrained."""
+    sys.path.insert(0, str(HERE.parent / "benchmarks"))
+    from atac_encoders import random_epiagent
+
+    result = scfm.tasks.impute(random_epiagent(data, 0), data, top=10, progress=False)
+    print(result)
+    ax = result.plot()
+    ax.set_yticks(ax.get_yticks(), ["decoder, random weights", "k-NN smoothing", "region mean", "random"])
+    ax.get_figure().savefig(HERE / "images" / "atac_imputation.png", dpi=110)
+
+
+def knockout(data: AnnData) -> None:
+    """Write images/atac_knockout.png."""
+    encoder = scfm.load("lsi", device="cpu").fit(data)
+    opened = data.X.toarray() > 0
+    kinds = data.obs["cell_type"].astype(str).to_numpy()
+    tables = []
+    for kind in np.unique(kinds):
+        specific = opened[kinds == kind].mean(axis=0) - opened[kinds != kind].mean(axis=0)
+        peaks = list(data.var_names[np.argsort(-specific)[:30]])
+        own = data[kinds == kind].copy()
+        tables.append(scfm.tasks.knockout_regions(encoder, own, {kind: peaks}, progress=False))
+        print(tables[-1])
+    whole = replace(
+        tables[0],
+        table=pd.concat([one.table for one in tables], ignore_index=True),
+        null=np.concatenate([one.null for one in tables]),
+    )
+    whole.plot(save=HERE / "images" / "atac_knockout.png")
+
+
+def main() -> None:
+    """Write all of them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shared", type=Path, default=HERE.parents[1] / "shared")
+    data = read_h5ad(parser.parse_args().shared / "data/hematopoiesis_scatac/hematopoiesis_scatac.h5ad")
+    umaps(data)
+    imputation(data)
+    knockout(data)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ class FragmentReport:
     min_regions: int
     regions_per_cell: float
     """Median of the rows."""
-    build: str | None
+    build: str | None = None
     """Genome build that the header of the file states."""
 
     @property

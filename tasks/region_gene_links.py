@@ -60,9 +60,9 @@ class RegionLinks(TaskResult):
     table
         One row a pair, the most remarkable attention first: `gene`, `promoter` (region), `region`, `distance` (between the middles, base
         pairs), `cells` (that have a token of both), `attention` (mean over these cells, heads and layers of the weight times the number
-        of tokens: 1 is uniform; both directions), `coaccessibility` (Pearson correlation of open and closed over all cells); of both
-        scores, `_p` (share of null pairs in the same bin of distance that score at least as high, with 1 added to both counts) and `_q`
-        (Benjamini and Hochberg 1995).
+        of tokens: 1 is uniform; both directions; NaN where the cells are fewer than `min_cells`), `coaccessibility` (Pearson correlation
+        of open and closed over all cells); of both scores, `_p` (share of null pairs in the same bin of distance that score at least as
+        high, with 1 added to both counts) and `_q` (Benjamini and Hochberg 1995).
     null
         Scores of the null pairs: `distance`, `cells`, `attention`, `coaccessibility`.
     """
@@ -74,6 +74,8 @@ class RegionLinks(TaskResult):
         lines = [f"{len(self.table):,} pairs of {self.table['gene'].nunique():,} genes, {len(self.null):,} null pairs"]
         for score in ("attention", "coaccessibility"):
             lines.append(f"q < 0.1 by {score}: {int((self.table[score + '_q'] < 0.1).sum()):,}")
+        if missing := int(self.table["attention"].isna().sum()):
+            lines.append(f"{missing:,} pairs are in too few cells' contexts to have an attention")
         shown = self.table.head(10)[
             ["gene", "region", "distance", "cells", "attention", "attention_p", "coaccessibility_p"]
         ]
@@ -185,7 +187,8 @@ def link_regions(
     first, second = pairs["promoter"].to_numpy(), pairs["region"].to_numpy()
     pairs["attention"], seen = _attention(encoder, counts, first, second, layers, progress, seed)
     pairs["coaccessibility"] = _correlation(counts, first, second)
-    pairs["cells"] = seen  # within the model's context
+    pairs["cells"] = seen  # fewer than are open in both where cells are longer than the model's context
+    pairs.loc[pairs["cells"] < min_cells, "attention"] = np.nan
     table, null_table = pairs.iloc[: len(tested)].copy(), pairs.iloc[len(tested) :]
     for score in ("attention", "coaccessibility"):
         table[score + "_p"], table[score + "_q"] = _significance(table, null_table, score)
