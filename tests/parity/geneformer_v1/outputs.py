@@ -10,6 +10,8 @@ import torch
 
 import scfm
 from scfm.encoder import Request
+from scfm.in_silico import Change, Effects, effects_of, expressed_changes
+from scfm.reading import read
 
 TOLERANCE = {
     "kept_cells": 0,
@@ -21,9 +23,17 @@ TOLERANCE = {
     "gene_median": 0,
     "counts": 1e-4,  # counts per 10,000, from float32 counts
     "mlm_logits_first2": 1e-4,
+    "isp_*_cell": 0,
+    "isp_*_token": 0,
+    "isp_*_affected": 0,
     "*": 1e-5,
 }
-NOT_COMPARED = {"isp_*": "in-silico perturbation; belongs to the perturbation task"}
+NOT_COMPARED = {
+    "isp_rows": "input",
+    "isp_set_genes": "input",
+    "isp_delete_set_cells": "input",
+    "isp_overexpress_set_cells": "input",
+}
 
 
 def outputs(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -43,6 +53,7 @@ def outputs(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
     yield from embeddings(encoder, data)
     yield from genes(encoder, data, [str(name) for name in expected["gene_embedding_ids"]])
     yield from states(encoder, tokens)
+    yield from in_silico(encoder, everything, expected)
     cells = scfm.load(folder / "checkpoint_cell_classifier", dictionaries=folder / "checkpoint")
     yield "cell_classifier_embedding", cells.embed(data, gene_column="ensembl_id")
     batch = tokens.collate(np.arange(len(tokens)))  # recorded with padding, whose states are recorded too
@@ -95,3 +106,62 @@ def states(encoder: Any, tokens: Any) -> Iterator[tuple[str, np.ndarray]]:
         encoded = encoder.network(batch, Request(frozenset({"gene_logits", "attention"})))
     yield "mlm_logits_first2", encoded.heads["gene_logits"][:2].numpy()
     yield "attentions_first1", np.stack([encoded.attention[i][:1].numpy() for i in range(depth)])
+
+
+def in_silico(encoder: Any, data: Any, expected: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Deletion and over-expression. The default mode compares the states of genes in V1, and of <cls> in V2."""
+    by_genes = encoder.poolings[0] == "mean"
+
+    def run(changes: list[Change], pairs: tuple[np.ndarray, np.ndarray], **options: Any) -> Effects:
+        reading = read(encoder, data, gene_column="ensembl_id")
+        return effects_of(encoder, reading, changes, pairs, gene_states=by_genes, level="ranks", **options)
+
+    def each(kind: str, cells: np.ndarray, **options: Any) -> tuple[Effects, np.ndarray]:
+        reading = read(encoder, data, gene_column="ensembl_id")
+        changes, pairs = expressed_changes(encoder, reading, cells, level="ranks", kind=kind, factor=1)
+        effects = run(changes, pairs, **options)
+        return effects, np.array([change.genes[0] for change in changes])[effects.change]
+
+    def in_order(effects: Effects, token: np.ndarray, name: str) -> np.ndarray:
+        """Rows in the recorded order."""
+        rows = {pair: i for i, pair in enumerate(zip(effects.cell.tolist(), token.tolist(), strict=True))}
+        wanted = zip(expected[f"{name}_cell"].tolist(), expected[f"{name}_token"].tolist(), strict=True)
+        return np.array([rows.pop(pair) for pair in dict.fromkeys(wanted)])
+
+    for kind, name in (("knock-out", "isp_delete"), ("activate", "isp_overexpress")):
+        effects, token = each(kind, expected["isp_rows"], affected=True)
+        order = in_order(effects, token, f"{name}_all")
+        assert len(order) == len(effects.cell)
+        yield f"{name}_all_cell", effects.cell[order]
+        yield f"{name}_all_token", token[order]
+        yield f"{name}_all", (effects.gene_cosine if by_genes else effects.cosine)[order]
+        yield from gene_effects(
+            effects, token, in_order(effects, token, f"{name}_all_geneeffect"), f"{name}_all_geneeffect"
+        )
+        genes = tuple(encoder.vocabulary.lookup(expected["isp_set_genes"]).tolist())
+        cells = expected[f"{name}_set_cells"]
+        for suffix, layer in (("", None), ("_last", encoder.network.depth)):
+            if f"{name}_set{suffix}" in expected:
+                effects = run([Change(genes, kind)], (cells, np.zeros(len(cells), int)), hidden_layer=layer)
+                yield f"{name}_set{suffix}", effects.gene_cosine if by_genes else effects.cosine
+    states = {state: expected[f"state_emb_{state}"] for state in ("start", "goal", "alt")}
+    effects, token = each("knock-out", np.unique(expected["isp_goal_cell"]), states=states)
+    order = in_order(effects, token, "isp_goal")
+    yield "isp_goal_cell", effects.cell[order]
+    yield "isp_goal_token", token[order]
+    for state in states:
+        yield f"isp_goal_{state}", effects.shifts[state][order]
+
+
+def gene_effects(effects: Effects, token: np.ndarray, order: np.ndarray, name: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Effects on single genes. The original labels those of over-expression with the next gene's name, and loses the last one."""
+    row, gene, value = effects.affected
+    shift = "overexpress" in name
+    of = [np.flatnonzero(row == i) for i in order]
+    labels = [at[1:] if shift else at for at in of]
+    values = [at[:-1] if shift else at for at in of]
+    counts = [len(at) for at in labels]
+    yield f"{name}_cell", np.repeat(effects.cell[order], counts)
+    yield f"{name}_token", np.repeat(token[order], counts)
+    yield f"{name}_affected", gene[np.concatenate(labels)]
+    yield name, value[np.concatenate(values)]
