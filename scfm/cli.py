@@ -238,7 +238,10 @@ def embed(
     pooling: Annotated[str | None, typer.Option(help="How tokens become a cell vector.")] = None,
     empty_cells: Annotated[str, typer.Option(help="Cells without any known gene: nan, embed or error.")] = "nan",
     batch_size: Annotated[str, typer.Option(help="Most cells in a step, or auto.")] = "auto",
-    precision: Annotated[str, typer.Option(help="float32 (exact), bfloat16 or float16.")] = "float32",
+    precision: Annotated[str, typer.Option(help="float32 (exact), bfloat16, float16 or int8.")] = "float32",
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Keep so many tokens a cell, the highest ranked or expressed: faster, not exact.")
+    ] = None,
     device: Device = "auto",
     devices: Annotated[
         list[str] | None,
@@ -268,7 +271,7 @@ def embed(
     embedding = embed_data(
         encoder,
         list(data) if len(data) > 1 else data[0],
-        Run(Request(hidden_layer=hidden_layer, pooling=pooling), size, precision, empty_cells),  # type: ignore[arg-type]
+        Run(Request(hidden_layer=hidden_layer, pooling=pooling), size, precision, empty_cells, max_tokens=max_tokens),  # type: ignore[arg-type]
         devices=devices or None,
         reading={"layer": layer, "gene_column": gene_column, "map_genes": map_genes, "values": values},
         key_added=key_added,

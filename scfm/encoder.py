@@ -31,7 +31,7 @@ from scfm.tokenizers.base import Batch, Tokenizer, Tokens
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scfm.engine import Devices
+    from scfm.engine import Devices, Precision
     from scfm.reading import InputReport
 
 __all__ = ["Capability", "CellAttention", "CellEncoder", "Encoded", "Network", "Recovery", "Request"]
@@ -358,7 +358,9 @@ class CellEncoder(ABC):
         pooling: str | None = None,
         empty_cells: Literal["nan", "embed", "error"] = "nan",
         batch_size: int | Literal["auto"] = "auto",
-        precision: Literal["float32", "bfloat16", "float16"] = "float32",
+        precision: Precision = "float32",
+        compile: bool = False,
+        max_tokens: int | None = None,
         devices: Devices = None,
         key_added: str | None = None,
         out: str | PathLike[str] | None = None,
@@ -391,7 +393,12 @@ class CellEncoder(ABC):
             Most cells in a step; "auto" fills a token budget that suits the device. Encoders whose cells see each other compute whole
             groups, whatever it says: cut them with ``with_options(group_size=...)``.
         precision
-            Arithmetic of the network (autocast). float32 is exact; the others are faster on GPUs.
+            Arithmetic of the network. "float32" is exact; "bfloat16" and "float16" (autocast) are faster on GPUs, "int8" (8-bit weights) on
+            CPUs. What they cost in agreement: docs/scale.md.
+        compile
+            Compile the network (``torch.compile``): long runs only, the first batches take minutes.
+        max_tokens
+            Keep so many tokens a cell: the highest ranked, or of the highest values. Not exact.
         devices
             Compute on several devices at once, each in a process of its own with a copy of the network: "all" CUDA devices, the first n, or
             names such as ``["cuda:0", "cuda:1"]``. None is the encoder's own device. The result is the same, in the same order.
@@ -430,7 +437,14 @@ class CellEncoder(ABC):
         return embed(
             self,
             data,
-            Run(Request(hidden_layer=hidden_layer, pooling=pooling), batch_size, precision, empty_cells),
+            Run(
+                Request(hidden_layer=hidden_layer, pooling=pooling),
+                batch_size,
+                precision,
+                empty_cells,
+                compile=compile,
+                max_tokens=max_tokens,
+            ),
             reading=dict(layer=layer, gene_column=gene_column, map_genes=map_genes, values=values),
             devices=devices,
             key_added=key_added,
@@ -471,7 +485,7 @@ class CellEncoder(ABC):
         pooling: str | None = None,
         attention_layers: Sequence[int] | None = None,
         batch_size: int | Literal["auto"] = "auto",
-        precision: Literal["float32", "bfloat16", "float16"] = "float32",
+        precision: Precision = "float32",
         progress: bool | None = None,
         seed: int = 0,
     ) -> Iterator[tuple[np.ndarray, Tokens, Encoded]]:

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from scfm.encoder import CellEncoder, Encoded, Request
+from scfm.encoder import CellEncoder, Encoded, Network, Request
 from scfm.errors import InputError, ScfmError, listing
+from scfm.inexact import compiled, quantised
 from scfm.tokenizers.base import Tokens
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ __all__ = [
 ]
 
 BatchSize = int | Literal["auto"]
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["float32", "bfloat16", "float16", "int8"]
+PRECISIONS = ("float32", "bfloat16", "float16", "int8")
 Devices = str | int | Sequence[str | torch.device] | None
 Batches = list[tuple[np.ndarray, Encoded]]
 """(rows within the block, outputs) of each batch."""
@@ -117,7 +119,7 @@ class Run:
     ----------
     request
         Outputs that are needed.
-    batch_size, precision, empty_cells
+    batch_size, precision, empty_cells, compile, max_tokens
         As for `CellEncoder.embed`.
     reduce
         Outputs of a whole block are held together. Where they are too large for that, this is called by the thread that computed a batch,
@@ -130,6 +132,18 @@ class Run:
     precision: Precision = "float32"
     empty_cells: Literal["nan", "embed", "error"] = "embed"
     reduce: Callable[[np.ndarray, Tokens, Encoded], Encoded] | None = None
+    compile: bool = False
+    max_tokens: int | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What of it decides the numbers, for provenance; None for what is left out."""
+        return {
+            "precision": self.precision,
+            "empty_cells": self.empty_cells,
+            "compile": self.compile or None,
+            "max_tokens": self.max_tokens,
+        }
 
     def check(self, encoder: CellEncoder) -> None:
         """Refuse, before any work, what no run can do."""
@@ -146,8 +160,14 @@ class Run:
             )
         if self.batch_size != "auto" and (not isinstance(self.batch_size, int) or self.batch_size < 1):
             raise InputError(f"batch_size={self.batch_size!r}; it must be a whole number from 1 up, or 'auto'.")
-        if self.precision not in ("float32", "bfloat16", "float16"):
-            raise InputError(f"precision={self.precision!r} is not known.", "Pass 'float32', 'bfloat16' or 'float16'.")
+        if self.precision not in PRECISIONS:
+            raise InputError(f"precision={self.precision!r} is not known.", f"Pass one of {listing(PRECISIONS)}.")
+        if self.precision == "int8" and encoder.device.type != "cpu":
+            raise InputError(
+                f"precision='int8' is for CPUs; {encoder.name} is on {encoder.device}.", "Pass precision='bfloat16'."
+            )
+        if self.max_tokens is not None and (not isinstance(self.max_tokens, int) or self.max_tokens < 1):
+            raise InputError(f"max_tokens={self.max_tokens!r}; it must be a whole number from 1 up.")
         if self.empty_cells not in ("nan", "embed", "error"):
             raise InputError(f"empty_cells={self.empty_cells!r} is not known.", "Pass 'nan', 'embed' or 'error'.")
 
@@ -162,12 +182,19 @@ class Run:
         rows = np.arange(len(tokens)) if self.empty_cells == "embed" else np.flatnonzero(tokens.expressed > 0)
         return [rows[batch] for batch in plan_batches(tokens.lengths[rows], budget=budget, most_cells=most)]
 
-    def step(self, encoder: CellEncoder, tokens: Tokens, cells: np.ndarray, rows: np.ndarray) -> Encoded:
+    def network_of(self, encoder: CellEncoder) -> Network:
+        """The network that computes: the encoder's own, or what `precision` and `compile` make of it."""
+        network = quantised(encoder.network, encoder.name) if self.precision == "int8" else encoder.network
+        return compiled(network) if self.compile else network
+
+    def step(
+        self, network: Network, device: torch.device, tokens: Tokens, cells: np.ndarray, rows: np.ndarray
+    ) -> Encoded:
         """Outputs of one batch, some rows of a block, on the CPU."""
-        device, low = encoder.device, self.precision != "float32"
+        low = self.precision not in ("float32", "int8")
         autocast = torch.autocast(device.type, dtype=getattr(torch, self.precision)) if low else nullcontext()
         with torch.inference_mode(), autocast:
-            encoded = encoder.network(tokens.collate(rows).to(device), self.request)
+            encoded = network(tokens.collate(rows).to(device), self.request)
             if self.reduce is not None:
                 encoded = self.reduce(cells[rows], tokens.select(rows), encoded)
             return encoded.cpu()
@@ -196,7 +223,9 @@ class Engine:
 
     def __enter__(self) -> Engine:
         self._open.enter_context(evaluating(self._encoder.network))
-        self._pool = self._open.enter_context(_threads(self._encoder.device, self._cells))
+        self._network = self._run.network_of(self._encoder)
+        cells = 1 if self._run.compile else self._cells  # threads don't share a compiler
+        self._pool = self._open.enter_context(_threads(self._encoder.device, cells))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -205,7 +234,8 @@ class Engine:
     def submit(self, tokens: Tokens, cells: np.ndarray) -> Pending:
         """Begin a block: the tokens of cells at these positions in the data."""
         plan = self._run.plan(self._encoder, tokens)
-        futures = [self._pool.submit(self._run.step, self._encoder, tokens, cells, rows) for rows in plan]
+        device = self._encoder.device
+        futures = [self._pool.submit(self._run.step, self._network, device, tokens, cells, rows) for rows in plan]
 
         def wait(advance: Callable[[int], None]) -> Batches:
             try:

@@ -26,6 +26,7 @@ from scfm.cells import (
 from scfm.encoder import CellEncoder, Encoded, Request
 from scfm.engine import Devices, Pending, Run, engine_of, evaluating, plan_batches, resolve_device, resolve_devices
 from scfm.errors import InputError
+from scfm.inexact import shortened
 from scfm.provenance import attach, versions
 from scfm.reading import InputWarning, Reading, TokenBlock, read, tokenized
 from scfm.sinks import Sink, open_sink
@@ -129,6 +130,8 @@ def encode(
         for block in stack.enter_context(closing(blocks)):
             if run.empty_cells == "error" and (block.tokens.expressed == 0).any():
                 raise _empty_error(encoder, block)
+            if run.max_tokens is not None:
+                block = replace(block, tokens=shortened(block.tokens, run.max_tokens, encoder))
             waiting.append((block, engine.submit(block.tokens, block.cells)))
             if len(waiting) > engine.ahead:
                 yield finished()
@@ -179,9 +182,7 @@ def embed(
     resolve_devices(devices)
     with ExitStack() as stack:
         opened = stack.enter_context(closing(read(encoder, data, **reading)))
-        record = provenance(
-            encoder, opened, run.request, precision=run.precision, seed=seed, empty_cells=run.empty_cells
-        )
+        record = provenance(encoder, opened, run.request, seed=seed, **run.settings)
         targets = _annotated(data, key_added, out)
         key = key_added or f"X_{encoder.card.family}"
         width = encoder.network.width(run.request)

@@ -21,7 +21,7 @@ from scfm.cells import Block
 from scfm.errors import InputError
 from scfm.genes import Vocabulary
 from scfm.tokenizers import Tokenizer, Tokens
-from scfm.tokenizers.base import Hiding, append, ordered_entries, row_sums
+from scfm.tokenizers.base import Hiding, append, by_value, ordered_entries, row_sums
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,10 @@ class DepthTokenizer(Tokenizer):
             "target_sum": self.target_sum,
             "context": self.context,
         }
+
+    def priority(self, tokens: Tokens) -> np.ndarray:
+        """Higher values matter more."""
+        return by_value(tokens, self.vocabulary)
 
     def tokenize(self, block: Block, seed: int = 0) -> Tokens:
         """Tokens of a block: fields "ids" int32 and "values" float32, T and S last."""

@@ -24,6 +24,7 @@ __all__ = [
     "Tokenizer",
     "Tokens",
     "batch_labels",
+    "by_value",
     "batch_options",
     "append",
     "dense",
@@ -255,6 +256,10 @@ class Tokenizer(ABC):
         """A function block -> Tokens for one run over a data set."""
         return lambda block: self.tokenize(block, seed)
 
+    def priority(self, tokens: Tokens) -> np.ndarray | None:
+        """Which tokens matter most (n_tokens,) float64, higher is more, infinite for special ones; None where a cell needs all of them."""
+        return None
+
     @abstractmethod
     def tokenize(self, block: Block, seed: int = 0) -> Tokens:
         """Tokens of a block; a cell's depend on the cell, the settings and the seed alone."""
@@ -268,6 +273,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     _Stream = Callable[[Block], Tokens]
+
+
+def by_value(tokens: Tokens, vocabulary: Vocabulary) -> np.ndarray:
+    """Priority of tokens by their field "values" (n_tokens,); special tokens first."""
+    special = np.isin(tokens.fields["ids"], list(vocabulary.special_ids))
+    return np.where(special, np.inf, tokens.fields["values"].astype(np.float64))
 
 
 def ragged_positions(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

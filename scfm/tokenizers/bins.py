@@ -24,6 +24,7 @@ from scfm.tokenizers.base import (
     Tokenizer,
     Tokens,
     batch_labels,
+    by_value,
     known_columns,
     known_entries,
     prepend,
@@ -137,6 +138,10 @@ class BinTokenizer(Tokenizer):
             return stream
 
         return lambda block: self._tokens(block, seed, uniforms, permutations)
+
+    def priority(self, tokens: Tokens) -> np.ndarray:
+        """Higher values matter more."""
+        return by_value(tokens, self.vocabulary)
 
     def tokenize(self, block: Block, seed: int = 0) -> Tokens:
         """Tokens of a block: fields "ids" int32 and "values" float32."""

@@ -71,6 +71,12 @@ class RankTokenizer(Tokenizer):
         own = asdict(self) | {"prefix": list(self.prefix), "suffix": list(self.suffix)}
         return {name: value for name, value in own.items() if name != "vocabulary"}
 
+    def priority(self, tokens: Tokens) -> np.ndarray:
+        """What stands first matters more."""
+        place = np.arange(len(tokens.fields["ids"]), dtype=np.float64)
+        special = np.isin(tokens.fields["ids"], list(self.vocabulary.special_ids))
+        return np.where(special, np.inf, -place)
+
     def tokenize(self, block: Block, seed: int = 0) -> Tokens:
         """Tokens of a block: field "ids" int32. A cell without known genes and special tokens gets one "pad", so that it has a state."""
         ids, values, offsets = known_entries(block)
