@@ -105,13 +105,13 @@ class KNN(Annotator):
     k
         Neighbours that vote.
     metric
-        "euclidean" or "cosine".
+        "cosine" or "euclidean". Components of LSI and PCA that hold little but depth hurt the latter more.
     weights
         "uniform", or "distance": 1 / distance. Ties go to the nearest neighbour's label.
     """
 
     k: int = 15
-    metric: Metric = "euclidean"
+    metric: Metric = "cosine"
     weights: str = "uniform"
     name: ClassVar[str] = "knn"
 

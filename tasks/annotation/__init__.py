@@ -109,8 +109,8 @@ def annotate(
     clusters
         How rejected cells are grouped; see `scfm.novelty.novel_clusters`.
     baseline
-        Encoder fitted on the cells that teach, with 15 nearest neighbours: scored beside the method, as is logistic regression on all genes
-        (logCPM). "lsi" for chromatin. None: no baselines. They run only where there is a truth.
+        Encoder fitted on the cells that teach, with 15 nearest neighbours (cosine): scored beside the method, as is logistic
+        regression on all genes (logCPM). "lsi" for chromatin. None: no baselines. They run only where there is a truth.
     use_rep
         Key of `obsm` of both, with embeddings made before (``encoder.embed(..., key_added=)``).
     layer, gene_column, map_genes, values

@@ -150,6 +150,9 @@ def test_temperature_finds_the_scale_that_was_put_in():
     assert fit_temperature(logits, truth) == pytest.approx(1.0, abs=0.05)
     assert fit_temperature(3 * logits, truth) == pytest.approx(3.0, abs=0.15)
     np.testing.assert_array_equal(softmax(logits, 3).argmax(axis=1), logits.argmax(axis=1))
+    right = np.eye(3)[np.arange(98) % 3]  # all right: as sure as 98 cells allow, not surer
+    p = softmax(right, fit_temperature(right, np.arange(98) % 3)).max(axis=1)
+    np.testing.assert_allclose(1 - p, 2 / 3 / 100, rtol=1e-3)
     for bad in (np.zeros((0, 2)), np.array([[np.nan, 0]])):
         with pytest.raises(InputError, match="finite logits"):
             fit_temperature(bad, np.zeros(len(bad), int))

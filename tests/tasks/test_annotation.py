@@ -102,7 +102,7 @@ def test_votes_are_those_of_scikit_learn_when_nothing_is_held_out():
     from sklearn.neighbors import KNeighborsClassifier
 
     reference, query = made(), made(seed=1)
-    result = annotate(reference, query, method=KNN(k=7), calibration=None)
+    result = annotate(reference, query, method=KNN(k=7, metric="euclidean"), calibration=None)
     vote = KNeighborsClassifier(7).fit(reference.obsm["X_z"], reference.obs["cell_type"].astype(str))
     share = vote.predict_proba(query.obsm["X_z"])
     np.testing.assert_allclose(result.probabilities, (share * 7 + 1 / 4) / 8, atol=1e-6)
@@ -119,7 +119,7 @@ def test_a_tie_goes_to_the_nearest():
         obs=pd.DataFrame(index=["q0", "q1"]),
         obsm={"X_z": np.array([[0.4], [0.6]], dtype=np.float32)},
     )
-    result = annotate(reference, query, method=KNN(k=2), calibration=None)
+    result = annotate(reference, query, method=KNN(k=2, metric="euclidean"), calibration=None)
     assert result.table["label"].tolist() == ["b", "a"]
     assert result.scores is None
     with pytest.raises(InputError, match="not known"):
@@ -331,6 +331,38 @@ def test_text_needs_no_labelled_cells(langcell):
         annotate(None, cells, encoder, use_rep=None, labels=names, method=Text(descriptions={"x": "y"}))
     with pytest.raises(InputError, match="does not say where"):
         annotate(None, cells, encoder, use_rep=None, labels=names, method=Text(prompt="a cell"))
+
+
+def test_text_is_calibrated_where_there_are_labelled_cells(langcell):
+    encoder, cells = langcell
+    many = ad.concat([cells] * 8, index_unique="-")
+    many.obs["cell_type"] = (["b cell", "t cell"] * many.n_obs)[: many.n_obs]
+    half = many.n_obs // 2
+    result = annotate(
+        many[:half].copy(), many[half:].copy(), encoder, use_rep=None, method="text", novelty="softmax", alpha=0.4
+    )
+    assert "set" in result.table
+    assert list(result.probabilities) == ["b cell", "t cell"]
+
+
+def test_chromatin_is_labelled_by_the_same_call():
+    rng = np.random.default_rng(0)
+    kind = rng.integers(0, 2, 120)
+    open_ = rng.random((120, 200)) < np.where(np.arange(200)[None] % 2 == kind[:, None], 0.4, 0.1)
+    names = [f"chr1:{1000 * i}-{1000 * i + 500}" for i in range(1, 201)]
+    obs = pd.DataFrame({"cell_type": np.array(["x", "y"])[kind]}, index=[f"c{i}" for i in range(120)])
+    cells = ad.AnnData(sparse.csr_matrix(open_.astype(np.float32)), obs=obs, var=pd.DataFrame(index=names))
+    result = annotate(
+        cells[:80].copy(),
+        cells[80:].copy(),
+        scfm.load("lsi", components=5),
+        use_rep=None,
+        baseline="lsi",
+        method="probe",
+    )
+    assert result.score("accuracy") > 0.9
+    made = result.scores[["encoder", "method"]].drop_duplicates().to_numpy().tolist()
+    assert made == [["lsi", "probe"], ["lsi", "knn"], ["logCPM", "probe"]]
 
 
 def test_text_is_refused_by_encoders_that_read_none():
