@@ -18,7 +18,7 @@ from scfm.errors import ResumeError
 from scfm.files import write_whole
 from scfm.provenance import plain
 
-__all__ = ["Journal", "digest", "not_ours", "refuse_another_run"]
+__all__ = ["Journal", "digest", "noted_record", "not_ours", "refuse_another_run"]
 
 FORMAT = 1
 
@@ -87,6 +87,12 @@ class Journal:
     def remove(self) -> None:
         """Delete the journal."""
         self.path.unlink()
+
+
+def noted_record(path: Path) -> dict[str, Any]:
+    """The run's record that the journal of the output `path` begins with."""
+    with path.with_name(path.name + ".journal").open(encoding="utf-8") as file:
+        return json.loads(file.readline())["record"]
 
 
 def not_ours(path: Path, what: str) -> ResumeError:

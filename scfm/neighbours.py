@@ -185,13 +185,20 @@ def hnsw_index(dim: int, *, purpose: str, view: str | None = None) -> Any:
     return index
 
 
-def hnsw_search(index: Any, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Keys (n, k) uint64 that a graph finds, nearest first, and how many it found for each vector (n,)."""
+def hnsw_search(index: Any, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Keys (n, k) int64 that a graph finds, nearest first, their squared distances (n, k) float32, and how many are found (n,).
+
+    Behind what is found keys are 0 and distances infinite.
+    """
     index.expansion_search = max(128, 4 * k)
     matches = index.search(np.ascontiguousarray(vectors, dtype=np.float32), k)
-    if len(vectors) == 1:
-        return np.asarray(matches.keys)[None], np.array([len(matches)])
-    return np.asarray(matches.keys), np.asarray(matches.counts)
+    keys, squared = np.zeros((len(vectors), k), dtype=np.int64), np.full((len(vectors), k), np.inf, dtype=np.float32)
+    counts = np.array([len(matches)]) if len(vectors) == 1 else np.asarray(matches.counts, dtype=np.int64)
+    width = min(k, np.asarray(matches.keys).shape[-1])
+    found = np.arange(width) < counts[:, None]
+    keys[:, :width][found] = np.asarray(matches.keys).reshape(len(vectors), -1)[:, :width][found].astype(np.int64)
+    squared[:, :width][found] = np.asarray(matches.distances).reshape(len(vectors), -1)[:, :width][found]
+    return keys, squared, counts
 
 
 def _approximate(
@@ -202,10 +209,8 @@ def _approximate(
     step = max(1, _BLOCK // (targets.shape[1] + wide))
     for start in range(0, len(sources), step):
         rows = np.arange(start, min(start + step, len(sources)))
-        keys, counts = hnsw_search(graph, sources[rows], wide)
+        found, _, counts = hnsw_search(graph, sources[rows], wide)
         short = np.flatnonzero(counts < wide)
-        keys[short] = 0
-        found = keys.astype(np.int64)
         distance = pair_distances(sources, targets, np.repeat(rows, wide), found.reshape(-1)).reshape(found.shape)
         if itself:
             distance[found == rows[:, None]] = np.inf

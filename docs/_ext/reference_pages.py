@@ -48,6 +48,7 @@ API = {
         "scfm.neighbours",
         "scfm.clustering",
         "scfm.embeddings",
+        "scfm.index",
         "scfm.results",
         "scfm.task",
         "scfm.plotting",

@@ -92,10 +92,10 @@ def test_a_graph_that_finds_too_few_is_helped_by_exact_search(monkeypatch):
     real = module.hnsw_search
 
     def short(index, vectors, k):
-        keys, counts = real(index, vectors, k)
+        keys, squared, counts = real(index, vectors, k)
         counts = counts.copy()
         counts[:5] = 2
-        return keys, counts
+        return keys, squared, counts
 
     monkeypatch.setattr(module, "hnsw_search", short)
     assert np.array_equal(neighbours(x, k=6, method="hnsw")[1], neighbours(x, k=6)[1])
