@@ -304,11 +304,26 @@ def _whole_number(text: str) -> int:
 def finetune(
     model: Model,
     data: Files,
-    objective: Annotated[
-        str,
-        typer.Option("--objective", "-y", help="Column of obs to predict: numbers are regressed, others classified."),
-    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the fine-tuned encoder to.")],
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            "--objective",
+            "-y",
+            help="Column of obs to predict: numbers are regressed, others classified. With --kind: the batch of integration, "
+            "the classes of contrastive learning.",
+        ),
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            help="What to train for, if not for a column alone: masked_expression, contrastive, integration, classification or regression."
+        ),
+    ] = None,
+    kind_option: Annotated[
+        list[str] | None,
+        typer.Option("--kind-option", "-K", help="Setting of --kind, e.g. -K share=0.4; repeatable."),
+    ] = None,
     method: Annotated[
         str, typer.Option(help="head, full, lora, encoder_adapter, token_adapter, prefix or drug_conditional.")
     ] = "lora",
@@ -326,6 +341,21 @@ def finetune(
     epochs: Annotated[int, typer.Option(help="Passes over the training cells, at most.")] = 5,
     batch_size: Annotated[int, typer.Option(help="Cells in a step.")] = 16,
     learning_rate: Annotated[float | None, typer.Option(help="Highest rate. Default: depends on the method.")] = None,
+    schedule: Annotated[
+        str, typer.Option(help="Course of the rate: linear, cosine, constant or constant_with_warmup.")
+    ] = "linear",
+    patience: Annotated[int, typer.Option(help="Stop after so many epochs without a better score; 0: never.")] = 3,
+    metric: Annotated[
+        str | None, typer.Option(help="Held-out score that decides which epoch is best. Default: the objective's.")
+    ] = None,
+    accumulate: Annotated[int, typer.Option(help="Batches whose gradients make one step.")] = 1,
+    gradient_checkpointing: Annotated[
+        bool,
+        typer.Option("--gradient-checkpointing", help="Compute layers again instead of keeping them: less memory."),
+    ] = False,
+    log: Annotated[
+        list[str] | None, typer.Option(help="tensorboard (beside --checkpoints) or wandb; repeatable.")
+    ] = None,
     balanced: Annotated[bool, typer.Option("--balanced", help="Draw all classes as often.")] = False,
     precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     layer: Layer = None,
@@ -345,10 +375,18 @@ def finetune(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Train a model to predict a column of obs; `scfm predict` then applies it."""
+    """Train a model to predict a column of obs (`scfm predict` applies it), or to embed another domain or several batches better."""
     from scfm.adaptation import method_of
     from scfm.finetuning import finetune as run
+    from scfm.objectives import objective_named
 
+    if kind is None and objective is None:
+        raise typer.BadParameter("name a column of obs, or a --kind", param_hint="--objective")
+    if kind is None and kind_option:
+        raise typer.BadParameter("these are settings of a --kind", param_hint="--kind-option")
+    wanted: Any = objective
+    if kind is not None:
+        wanted = objective_named(kind, objective, **dict(named_value(text) for text in kind_option or ()))
     how = method_of(method, **dict(named_value(text) for text in method_option or ()))
     encoder = load_encoder(
         model, device=device, option=option, load_option=load_option, revision=revision, adapter=adapter
@@ -357,13 +395,19 @@ def finetune(
     tuned = run(
         encoder,
         list(data) if len(data) > 1 else data[0],
-        objective,
+        wanted,
         method=how,
         valid=held_out,
         groups=groups,
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        schedule=schedule,
+        patience=patience or None,
+        metric=metric,
+        accumulate=accumulate,
+        gradient_checkpointing=gradient_checkpointing,
+        log=log,
         balanced=balanced,
         precision=precision,  # type: ignore[arg-type]
         layer=layer,
@@ -439,6 +483,27 @@ def predict(
 
 
 add_commands(app)
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="Folder that scfm finetune wrote, or save() of any model.")],
+    repo: Annotated[str, typer.Argument(help="owner/name on the Hugging Face hub; made if it does not exist.")],
+    private: Annotated[bool, typer.Option("--private/--public", help="Whether a new repository is private.")] = True,
+    revision: Annotated[str | None, typer.Option(help="Branch, made if it does not exist. Default: main.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Put a saved model onto the Hugging Face hub; every command then takes owner/name as the model."""
+    from scfm.checkpoint import FINETUNED, SAVED
+    from scfm.hub import upload
+
+    if not any((folder / name).is_file() for name in (FINETUNED, SAVED)):
+        raise InputError(f"{folder} holds no model that scfm has saved.", "Make one: scfm finetune --help")
+    commit = upload(folder, repo, private=private, revision=revision)
+    if as_json:
+        print_json({"repo": repo, "revision": revision or "main", "commit": commit})
+    else:
+        typer.echo(f"{repo}: {commit}")
 
 
 @app.command()

@@ -13,6 +13,7 @@ from copy import copy, deepcopy
 from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -27,6 +28,7 @@ from scfm.encoder import CellEncoder, Encoded, Network, Request
 from scfm.engine import Run
 from scfm.errors import CapabilityError, CheckpointError, ScfmError, listing
 from scfm.genes import Vocabulary
+from scfm.hub import upload
 from scfm.inference import encode
 from scfm.objectives import Target, target_from
 from scfm.provenance import plain
@@ -34,6 +36,7 @@ from scfm.reading import InputWarning, read
 from scfm.splits import Split
 from scfm.tensors import fingerprint_of
 from scfm.tokenizers.base import Batch, Tokens
+from scfm.tuned_card import card_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -312,31 +315,34 @@ class FineTuned(CellEncoder):
         }
         _write(folder / SPLITS, asdict(self.split))
         _write(folder / METRICS, {"best": self.metrics, "epochs": self.history})
-        (folder / CARD).write_text(self._readme(), encoding="utf-8")
+        (folder / CARD).write_text(card_text(self), encoding="utf-8")
         _write(folder / FINETUNED, {"format": FORMAT, **record})
         return folder
 
-    def _readme(self) -> str:
-        share = self.record["trainable"]
-        lines = [
-            f"# {self.card.title}",
-            "",
-            f"- base: {self.base.card.name}, tensors sha256 `{self.record['base']['tensors']}`",
-            f"- licence of the base's weights: {self.base.card.weights_licence}; it may bind this folder too",
-            f"- method: {self.record['method']}",
-            f"- objective: {self.target.kind}" + (f" of {listing(self.target.columns)}" if self.target.columns else ""),
-            f"- trained: {share['parameters']:,} of {share['of']:,} parameters ({share['share']:.2%})",
-            f"- cells: {len(self.split.train):,} trained on, {len(self.split.valid):,} held out, "
-            + (f"whole values of obs[{self.split.groups!r}]" if self.split.groups else "no groups"),
-            *(f"- {name}: {value:.4g}" for name, value in self.metrics.items()),
-            "",
-            "```python",
-            'scfm.load("./this_folder").predict("cells.h5ad")',
-            "```",
-        ]
-        if self.base.card.restricted:
-            lines.insert(4, f"- restricted: {self.base.card.restricted}")
-        return "\n".join(lines) + "\n"
+    def push_to_hub(self, repo: str, *, private: bool = True, revision: str | None = None) -> str:
+        """Put the saved folder onto the Hugging Face hub; ``scfm.load("owner/name")`` reads it back with its base.
+
+        Parameters
+        ----------
+        repo
+            "owner/name"; made if it does not exist.
+        private
+            Whether a new repository is private. Look at the base's licence before you publish what was made from it.
+        revision
+            Branch, made if it does not exist; None is the main branch.
+
+        Returns
+        -------
+        str
+            Hash of the commit.
+
+        Raises
+        ------
+        DownloadError
+            You are not logged in or may not write there, or the hub cannot be reached.
+        """
+        with TemporaryDirectory(prefix="scfm-push-") as folder:
+            return upload(self.save(folder), repo, private=private, revision=revision, message=f"{self.name} by scfm")
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
@@ -422,7 +428,9 @@ def _at_origin(name: str, origin: Mapping[str, str]) -> CellEncoder:
     try:
         if Path(source).is_dir():
             return load(Path(source), device="cpu")
-        return load(name if name in {card.name for card in cards()} else source, revision=revision, device="cpu")
+        homes = {card.name: card.weights.repo for card in cards()}
+        own = name in homes and source in ("package", homes[name])  # a copy elsewhere may hold other weights
+        return load(name if own else source, revision=revision, device="cpu")
     except ScfmError as error:
         raise CheckpointError(
             f"the base of this folder, {name} from {source}, cannot be loaded: {error}",

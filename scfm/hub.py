@@ -12,7 +12,7 @@ from pathlib import Path
 from scfm.errors import DownloadError, listing
 from scfm.files import sha256
 
-__all__ = ["RemoteFile", "download", "resolved_revision"]
+__all__ = ["RemoteFile", "download", "resolved_revision", "upload"]
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +96,70 @@ def download(
     if folder is None:
         raise DownloadError(f"{repo} has none of the files {listing(file.name for file in files)}.")
     return folder
+
+
+def upload(folder: Path, repo: str, *, private: bool = True, revision: str | None = None, message: str = "") -> str:
+    """Put a saved model onto the Hugging Face hub, in one commit that replaces the model that was there.
+
+    Parameters
+    ----------
+    folder
+        What `save` wrote.
+    repo
+        ``"owner/name"``; made if it does not exist.
+    private
+        Whether a new repository is private; an existing one stays as it is.
+    revision
+        Branch, made if it does not exist; None is the main branch.
+    message
+        Of the commit.
+
+    Returns
+    -------
+    str
+        Hash of the commit: what `revision=` of `scfm.load` takes.
+
+    Raises
+    ------
+    DownloadError
+        The name cannot be one, you are not logged in or may not write there, or the hub cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
+
+    if repo.count("/") != 1:
+        raise DownloadError(f"{repo!r} cannot be a repository of the hub.", 'Write it as "owner/name".')
+    api = HfApi()
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo, branch=revision, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            revision=revision,
+            commit_message=message or f"Upload {Path(folder).name} with scfm",
+            delete_patterns=["*.safetensors", "*.json"],  # of another model, pushed here before
+        )
+    except (HTTPError, OSError, ValueError, RuntimeError) as error:
+        raise _not_uploaded(error, repo) from error
+    return str(done.oid)
+
+
+def _not_uploaded(error: Exception, repo: str) -> DownloadError:
+    from huggingface_hub import constants, errors
+
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+    if status in (401, 403):
+        return DownloadError(
+            f"The hub did not let you write to {repo} ({status}): you are not logged in, or may not.",
+            f"Get a token that may write at {constants.ENDPOINT}/settings/tokens, then `hf auth login`, or set HF_TOKEN.",
+        )
+    if isinstance(error, errors.OfflineModeIsEnabled) or constants.is_offline_mode():
+        return DownloadError(f"{repo} cannot be written to: offline mode is on.", "Unset HF_HUB_OFFLINE.")
+    if isinstance(error, errors.HFValidationError):
+        return DownloadError(f"{repo!r} cannot be a repository of the hub: {error}", 'Write it as "owner/name".')
+    return DownloadError(f"{repo} could not be written to: {error}", "Try again; what is there already is kept.")
 
 
 def resolved_revision(folder: Path) -> str | None:

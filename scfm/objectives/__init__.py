@@ -24,6 +24,7 @@ Which weights are trained is the method's business (`scfm.adaptation`), not the 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,7 @@ __all__ = [
     "Objective",
     "Regression",
     "Target",
+    "objective_named",
     "objective_of",
     "target_from",
 ]
@@ -64,6 +66,16 @@ KINDS = {
 """`Target.kind` -> module and class."""
 
 
+NAMED: dict[str, tuple[Any, str | None]] = {
+    "classification": (Classification, "column"),
+    "regression": (Regression, "column"),
+    "masked_expression": (MaskedExpression, None),
+    "contrastive": (Contrastive, "labels"),
+    "integration": (Integration, "batch"),
+}
+"""Name in small letters -> objective, and its setting that names a column."""
+
+
 def objective_of(objective: str | Objective, obs: pd.DataFrame | None) -> Objective:
     """An objective as it is; a column's name becomes `Regression` where it holds numbers, else `Classification`."""
     if isinstance(objective, Objective):
@@ -76,6 +88,35 @@ def objective_of(objective: str | Objective, obs: pd.DataFrame | None) -> Object
     assert obs is not None
     values = complete(obs, objective)
     return Regression(objective) if values.dtype.kind in "iuf" else Classification(objective)
+
+
+def objective_named(kind: str, column: str | None = None, **settings: Any) -> Objective:
+    """An objective by its name in small letters, e.g. "masked_expression", with its settings; unknown ones are refused.
+
+    Parameters
+    ----------
+    kind
+        Name.
+    column
+        Of `obs`: what is predicted; the batch, of "integration"; the classes, of "contrastive".
+    settings
+        Fields of the objective.
+    """
+    if kind not in NAMED:
+        raise InputError(f"kind={kind!r} is not known.", f"Pass {listing(NAMED, 10)}.")
+    cls, first = NAMED[kind]
+    known = {field.name for field in fields(cls)}
+    if unknown := sorted(set(settings) - known):
+        raise InputError(f"{kind} has no {listing(unknown)}.", f"It has {listing(sorted(known), 10)}.")
+    if column is not None:
+        if first is None:
+            raise InputError(f"{kind} reads no column of obs, and {column!r} was named.", "Leave it out.")
+        settings = {first: column, **settings}
+    missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in settings]
+    if missing:
+        raise InputError(f"{kind} needs {listing(missing)}, a column of obs.", "Name it as the objective.")
+    found: Objective = cls(**settings)
+    return found
 
 
 def target_from(record: Mapping[str, Any]) -> Target:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -13,6 +14,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+
+TOKEN = "hf_of_somebody_who_may_write"
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,11 @@ class Request:
 
 @dataclass
 class Hub:
-    """Repositories that the real huggingface_hub client can read, and the accidents that may befall it.
+    """Repositories that the real huggingface_hub client can read and write, and the accidents that may befall it.
 
     Speaks what the hub speaks of HTTP: `resolve` with ETag, X-Repo-Commit, and for large files a redirect with
-    X-Linked-Etag and X-Linked-Size; Range requests; `api/models/.../revision` and `/tree`; X-Error-Code. No Xet.
+    X-Linked-Etag and X-Linked-Size; Range requests; `api/models/.../revision` and `/tree`; X-Error-Code. For writing: `api/repos/create`,
+    `branch`, `preupload`, the LFS batch with `PUT` and verification, and `commit`; only with the token `TOKEN`. No Xet.
     """
 
     url: str = ""
@@ -42,6 +46,12 @@ class Hub:
     cut: dict[str, int] = field(default_factory=dict)  # file -> after how many bytes to cut its next download
     corrupted: set[str] = field(default_factory=set)  # files whose first byte is sent wrong
     requests: list[Request] = field(default_factory=list)
+    private: dict[str, bool] = field(default_factory=dict)  # of repositories that were made by a client
+    objects: dict[str, bytes] = field(default_factory=dict)  # large files by their sha256
+
+    def content(self, repo: str, branch: str = "main") -> dict[str, bytes]:
+        """Files of a branch."""
+        return self.commits[repo, self.branches[repo, branch]]
 
     def add(self, repo: str, files: dict[str, bytes], branch: str = "main") -> str:
         """Commit `files` as the whole content of a branch; returns the commit hash."""
@@ -70,6 +80,89 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.answer()
+
+    def do_POST(self) -> None:
+        self.write(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
+
+    def do_PUT(self) -> None:
+        self.write(self.body())
+
+    def body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        content = b""
+        while size := int(self.rfile.readline(), 16):
+            content += self.rfile.read(size)
+            self.rfile.readline()
+        return content
+
+    def write(self, body: bytes) -> None:
+        """Everything that changes the hub."""
+        path = unquote(urlsplit(self.path).path).strip("/")
+        parts = path.split("/")
+        if parts[0] == "lfs":  # signed links need no token
+            oid = parts[1]
+            if self.command == "PUT":
+                if hashlib.sha256(body).hexdigest() != oid:
+                    return self.reply(400)
+                self.hub.objects[oid] = body
+                return self.reply(200)
+            return self.reply(200 if oid in self.hub.objects else 404)
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self.reply(401, {"X-Error-Message": "Invalid username or password."})
+        asked = [json.loads(line) for line in body.splitlines() if line.strip()]
+        if path == "api/validate-yaml":
+            return self.json({"warnings": [], "errors": []})
+        if path == "api/repos/create":
+            return self.make(f"{asked[0]['organization']}/{asked[0]['name']}", asked[0])
+        if path.endswith(".git/info/lfs/objects/batch"):
+            return self.json({"transfer": "basic", "objects": [self.action(item) for item in asked[0]["objects"]]})
+        repo, what, revision = "/".join(parts[2:4]), parts[4], "/".join(parts[5:])
+        if what == "branch":
+            known = (repo, revision) in self.hub.branches
+            self.hub.branches.setdefault((repo, revision), self.hub.branches[repo, "main"])
+            return self.reply(409 if known else 200)
+        if what == "preupload":
+            files = [
+                {"path": item["path"], "shouldIgnore": False, "uploadMode": self.mode(item["path"])}
+                for item in asked[0]["files"]
+            ]
+            return self.json({"files": files})
+        if what == "commit":
+            return self.commit(repo, revision, asked)
+        return self.reply(404)
+
+    @staticmethod
+    def mode(name: str) -> str:
+        return "lfs" if name.endswith(".safetensors") else "regular"
+
+    def json(self, content: object) -> None:
+        self.reply(200, {"Content-Type": "application/json"}, json.dumps(content).encode())
+
+    def make(self, repo: str, asked: dict) -> None:
+        if any(known == repo for known, _ in self.hub.commits):
+            return self.reply(409, {"Content-Type": "application/json"}, json.dumps({"url": repo}).encode())
+        self.hub.private[repo] = asked.get("visibility") == "private" or bool(asked.get("private"))
+        self.hub.add(repo, {".gitattributes": b""})
+        self.json({"url": f"{self.hub.url}/{repo}", "id": repo})
+
+    def action(self, item: dict) -> dict:
+        links = {what: {"href": f"{self.hub.url}/lfs/{item['oid']}"} for what in ("upload", "verify")}
+        known = item["oid"] in self.hub.objects
+        return {"oid": item["oid"], "size": item["size"], **({} if known else {"actions": links})}
+
+    def commit(self, repo: str, branch: str, lines: list[dict]) -> None:
+        files = dict(self.hub.content(repo, branch))
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.hub.objects[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
+        commit = self.hub.add(repo, files, branch)
+        self.json({"commitUrl": f"{self.hub.url}/{repo}/commit/{commit}", "commitOid": commit})
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -164,6 +257,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
         )
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub.folder / "hub"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(hub.folder / "token"))
         monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", str(hub.folder / "agents.json"), raising=False)

@@ -173,9 +173,6 @@ def test_the_discriminators_gradient_comes_back_reversed():
 
 @pytest.mark.slow
 def test_integration_hides_the_batch(encoder):
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import cross_val_score
-
     adata = pbmc_demo()[:160].copy()
     adata.obs["batch"] = ["x", "y"] * 80
     dense = adata.X.toarray()
@@ -183,14 +180,16 @@ def test_integration_hides_the_batch(encoder):
     dense[1::2, amplified] *= 4
     adata.X = dense
 
-    def told(embedding: np.ndarray) -> float:
-        return cross_val_score(LogisticRegression(C=10, max_iter=500), embedding, adata.obs["batch"], cv=4).mean()
+    def apart(embedding: np.ndarray) -> float:
+        """Distance of the batches' means, in units of the spread within batches."""
+        x, y = embedding[::2], embedding[1::2]
+        return float(np.linalg.norm(x.mean(0) - y.mean(0)) / np.sqrt((x.var(0) + y.var(0)).sum() / 2))
 
-    run = {"method": "full", "valid": None, "epochs": 10, "batch_size": 16, "progress": False, "learning_rate": 1e-3}
-    with_adversary = scfm.finetune(encoder, adata, scfm.Integration("batch", weight=3.0), **run)
+    run = {"method": "full", "valid": None, "epochs": 6, "batch_size": 16, "progress": False, "learning_rate": 1e-3}
+    with_adversary = scfm.finetune(encoder, adata, scfm.Integration("batch", weight=10.0), **run)
     without = scfm.finetune(encoder, adata, scfm.Integration("batch", weight=0.0), **run)
-    before, after = (told(tuned.embed(adata, progress=False)) for tuned in (without, with_adversary))
-    assert after < before - 0.05
+    before, after = (apart(tuned.embed(adata, progress=False)) for tuned in (without, with_adversary))
+    assert after < 0.8 * before
 
 
 # Settings
