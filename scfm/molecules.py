@@ -1,7 +1,7 @@
 """Molecules as vectors: Morgan fingerprints, a chemical language model, or a table of one's own.
 
 A molecule is a SMILES string. It is made canonical first (RDKit), so that two spellings of one molecule have one vector; of a salt the
-largest part is read, and `canonical_smiles` says what was left out.
+largest part is read, made neutral, and `canonical_smiles` says what was left out.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def canonical_smiles(smiles: Sequence[str], *, salts: Literal["strip", "keep"] =
     smiles
         SMILES strings.
     salts
-        "strip": of several parts the one with the most heavy atoms is kept (of equals the first in the alphabet), with its charge.
-        "keep": all parts.
+        "strip": of several parts the one with the most heavy atoms is kept (of equals the first in the alphabet), and made neutral by
+        moving protons, so that a drug and its salts are one molecule. "keep": all parts, with their charges.
 
     Returns
     -------
@@ -51,12 +51,14 @@ def canonical_smiles(smiles: Sequence[str], *, salts: Literal["strip", "keep"] =
     import pandas as pd
 
     chem = optional("rdkit.Chem", extra="drug", purpose=PURPOSE)
+    standard = optional("rdkit.Chem.MolStandardize.rdMolStandardize", extra="drug", purpose=PURPOSE)
     if isinstance(smiles, str):
         raise InputError("one SMILES string was given; a list of them is needed.", f"Pass [{smiles!r}].")
     if salts not in ("strip", "keep"):
         raise InputError(f"salts={salts!r} is not known.", "Pass 'strip' or 'keep'.")
     rows, wrong = [], []
     with _quiet_rdkit():
+        neutral = standard.Uncharger()
         for i, text in enumerate(smiles):
             molecule = chem.MolFromSmiles(text) if isinstance(text, str) and text.strip() else None
             if molecule is None or molecule.GetNumAtoms() == 0:
@@ -65,7 +67,8 @@ def canonical_smiles(smiles: Sequence[str], *, salts: Literal["strip", "keep"] =
             parts = sorted(chem.GetMolFrags(molecule, asMols=True), key=chem.MolToSmiles)
             best = max(parts, key=lambda part: part.GetNumHeavyAtoms()) if salts == "strip" else molecule
             others = [chem.MolToSmiles(part) for part in parts if salts == "strip" and part is not best]
-            rows.append((text, chem.MolToSmiles(best), ".".join(others)))
+            kept = neutral.uncharge(best) if salts == "strip" else best
+            rows.append((text, chem.MolToSmiles(kept), ".".join(others)))
     if wrong:
         raise InputError(
             f"{len(wrong)} of {len(smiles)} SMILES are no molecules that RDKit reads: {'; '.join(wrong[:8])}"

@@ -36,6 +36,7 @@ def test_fingerprints_are_those_of_the_older_rdkit_function():
 def test_what_is_left_out_of_a_salt_is_said():
     table = canonical_smiles([SALT, ASPIRIN])
     assert table["left_out"].tolist() == ["[Na+]", ""]
+    assert table["canonical"][0] == table["canonical"][1]
     assert canonical_smiles([SALT], salts="keep")["canonical"][0].count(".") == 1
     with_salt, without = Morgan(salts="keep").vectors([SALT]), Morgan().vectors([SALT])
     assert (with_salt != without).any()

@@ -154,7 +154,7 @@ def test_other_methods_learn_too(encoder, screen, method):
 
 
 def _share(network, batch, molecule: int) -> tuple[int, float]:
-    cells = {"molecule": torch.zeros(1, molecule, device="meta"), "setting": torch.zeros(1, 0, device="meta")}
+    cells = {"molecule": torch.zeros(1, molecule, device="meta"), "setting": torch.zeros(1, 4, device="meta")}
     probe = Batch(batch, cells, None)
     adapted = adapt(network, scfm.DrugConditional(), probe, name="x", request=Request(frozenset({"tokens"})))
     assert set(adapted.rates) == {key for key, p in network.named_parameters() if p.requires_grad}
@@ -164,13 +164,16 @@ def _share(network, batch, molecule: int) -> tuple[int, float]:
 
 @pytest.mark.parametrize(("molecule", "expected"), [(384, 455_488), (600, 469_312), (768, 480_064), (1024, 496_448)])
 def test_less_than_one_percent_of_scgpt_is_trained(molecule, expected):
-    """12 layers x 2 adapters x (512*16 + 16 + 16*512 + 512 + 64*16 + 16), and m*64 + 64 for what all of them share."""
+    """12 layers x 2 adapters x (512*16 + 16 + 16*512 + 512 + 64*16 + 16), and m*64 + 64 for what all of them share.
+
+    Dose and time come on top."""
     with torch.device("meta"):
         network = ScGPTNetwork(ScGPTConfig(genes=60_697))
         batch = {"ids": torch.zeros(1, 3, dtype=torch.long), "values": torch.zeros(1, 3)}
         trained, share = _share(network, batch, molecule)
-    assert trained == expected == 24 * (512 * 16 + 16 + 16 * 512 + 512 + 64 * 16 + 16) + molecule * 64 + 64
-    assert share < 0.01
+    assert expected == 24 * (512 * 16 + 16 + 16 * 512 + 512 + 64 * 16 + 16) + molecule * 64 + 64
+    assert trained == expected + 4 * 64  # dose and time
+    assert (trained + 513) / (trained / share) < 0.01  # with the head
 
 
 @pytest.mark.parametrize(("dim", "layers", "heads", "hidden"), [(768, 12, 12, 3072), (1152, 18, 18, 4608)])

@@ -119,16 +119,8 @@ def test_one_molecule_under_two_names_is_one_drug(cells):
     data.obs.loc[one, "drug"] = "ibuprofen sodium"
     data.obs.loc[one, "smiles"] = "[Na+].CC(C)Cc1ccc(cc1)C(C)C(=O)[O-]"
     found = drug_screen(data)
-    split = unseen_drugs(found, drugs=["ibuprofen"])
-    names = {found.conditions[name].drug for _, name in split.test}
-    charged = "ibuprofen sodium" not in names  # its charge makes it another molecule, which RDKit does not undo
-    assert names == ({"ibuprofen"} if charged else {"ibuprofen", "ibuprofen sodium"})
-    data.obs.loc[one, "smiles"] = "OC(=O)C(C)c1ccc(CC(C)C)cc1.Cl"
-    found = drug_screen(data)
-    assert {found.conditions[name].drug for _, name in unseen_drugs(found, drugs=["ibuprofen"]).test} == {
-        "ibuprofen",
-        "ibuprofen sodium",
-    }
+    test = unseen_drugs(found, drugs=["ibuprofen"]).test
+    assert {found.conditions[name].drug for _, name in test} == {"ibuprofen", "ibuprofen sodium"}
     named = [key for key in found.keys if found.conditions[key[1]].drug == "ibuprofen"]
     with pytest.raises(InputError, match="does not hold out what it says"):
         DrugSplit("unseen_drugs", tuple(k for k in found.keys if k not in named), (), tuple(named)).check(found)
