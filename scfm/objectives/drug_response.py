@@ -13,7 +13,7 @@ from scfm.encoder import CellEncoder
 from scfm.errors import InputError, listing
 from scfm.molecules import MoleculeEncoder, molecules_from, molecules_of
 from scfm.objectives.base import Objective
-from scfm.objectives.response import ResponseTarget, check_loss
+from scfm.objectives.response import ResponseTarget, check_loss, keys_of, typical_change
 from scfm.perturbation.drugs import DrugCondition, DrugScreen, read_condition
 
 if TYPE_CHECKING:
@@ -104,12 +104,16 @@ class DrugResponse(Objective):
         "mse" over all genes, or "gears".
     interaction
         Rank of a term of the head in which drug and token states meet; needed by methods other than "drug_conditional".
+    offset
+        "mean": predictions start from the mean change of the training examples instead of none, so that what is learnt is what is special
+        about a perturbation or context.
     """
 
     screen: DrugScreen
     molecules: MoleculeEncoder | str | pd.DataFrame = "morgan"
     loss: Literal["mse", "gears"] = "mse"
     interaction: int = 0
+    offset: Literal["none", "mean"] = "none"
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -136,7 +140,9 @@ class DrugResponse(Objective):
             control=profiles.control,
             loss_kind=self.loss,
             interaction=self.interaction,
+            offset=self.offset,
             profiles=profiles,
+            typical=typical_change(profiles, keys_of(obs, self.screen.context), self.offset),
             molecules=self._molecules,
             known={c.drug: c.smiles for c in self.screen.conditions.values()},
             dose=scale([float(np.log10(c.dose)) for c in found if c.dose is not None]),

@@ -12,7 +12,7 @@ from scfm.encoder import Capability, CellEncoder, Network
 from scfm.errors import GeneMatchError, InputError, listing
 from scfm.molecules import MoleculeTable, molecules_from
 from scfm.objectives.base import Objective
-from scfm.objectives.response import CONTROL, ResponseTarget, check_loss
+from scfm.objectives.response import CONTROL, ResponseTarget, check_loss, keys_of, typical_change
 from scfm.perturbation.conditions import genes_of
 from scfm.perturbation.screen import Screen
 from scfm.tokenizers.base import Tokens
@@ -104,12 +104,16 @@ class GeneResponse(Objective):
         "mse" over all genes, or "gears".
     interaction
         Rank of the term of the head in which perturbation and token states meet.
+    offset
+        "mean": predictions start from the mean change of the training examples instead of none, so that what is learnt is what is special
+        about a perturbation or context.
     """
 
     screen: Screen
     vectors: pd.DataFrame | None = None
     loss: Literal["mse", "gears"] = "mse"
     interaction: int = 8
+    offset: Literal["none", "mean"] = "none"
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -127,6 +131,8 @@ class GeneResponse(Objective):
             control=profiles.control,
             loss_kind=self.loss,
             interaction=self.interaction,
+            offset=self.offset,
             profiles=profiles,
+            typical=typical_change(profiles, keys_of(obs, self.screen.context), self.offset),
             table={} if self.vectors is None else MoleculeTable(self.vectors, key="drug").record(),
         )

@@ -3,10 +3,11 @@
 An example is a pseudobulk: the control's summed counts in a context (cell line, donor) go in, the profile of the treated cells comes
 out. The state of a gene's token becomes the change of that gene,
 
-    predicted = control + w . h + (A h) . (B c)          c: the perturbation's vector; the last term only with interaction > 0
+    predicted = control + w . h + (A h) . (B c) + typical
 
-and a gene without a token keeps the control's value. Networks that predict expression under perturbation flags themselves (scGPT's
-perturbation generator) give the value itself.
+with c the perturbation's vector. The interaction is there with interaction > 0 only; `typical`, the mean change of the training examples,
+with offset="mean" only. A gene without a token keeps the control's value, and gets the typical change. Networks that predict expression
+under perturbation flags themselves (scGPT's perturbation generator) give the value itself.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from scfm.adaptation import Method
 
-__all__ = ["ResponseHead", "ResponseTarget", "check_loss"]
+__all__ = ["ResponseHead", "ResponseTarget", "check_loss", "keys_of", "typical_change"]
 
 CONTROL = "control"
 """Field of a batch's `cells`: profile before the perturbation (b, genes)."""
@@ -57,6 +58,7 @@ class ResponseHead(nn.Module):
     """
 
     columns: Tensor
+    typical: Tensor
 
     def __init__(self, dim: int, columns: np.ndarray, genes: int, *, condition: int, interaction: int) -> None:
         super().__init__()
@@ -70,6 +72,7 @@ class ResponseHead(nn.Module):
             nn.init.zeros_(self.of_condition.weight)
             nn.init.zeros_(self.of_condition.bias)
         self.register_buffer("columns", torch.from_numpy(columns))
+        self.register_buffer("typical", torch.zeros(genes))  # (genes,) added to every change
 
     def forward(self, states: Tensor, condition: Tensor) -> Tensor:
         """States (b, t, dim) and perturbations (b, k) -> change at every token (b, t)."""
@@ -110,8 +113,12 @@ class ResponseTarget(Target):
         "mse", or "gears".
     interaction
         See `ResponseHead`.
+    offset
+        "mean": predictions start from `typical`, "none": from no change.
     profiles
         Those to learn from; not stored.
+    typical
+        (n_genes,) mean change of the training examples, which predictions start from; not stored here, but with the head.
     """
 
     genes: tuple[str, ...]
@@ -120,7 +127,9 @@ class ResponseTarget(Target):
     control: str
     loss_kind: str = "mse"
     interaction: int = 0
+    offset: str = "none"
     profiles: Profiles | None = field(default=None, compare=False, repr=False)
+    typical: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     metrics: ClassVar[Mapping[str, bool]] = {"mse": False, "r2_delta": True}
     needs_network: ClassVar[bool] = True
@@ -132,12 +141,12 @@ class ResponseTarget(Target):
         return (self.context, "condition")
 
     def record(self) -> dict[str, Any]:
-        """Without the profiles."""
-        return {"kind": self.kind, **asdict(replace(self, profiles=None))}
+        """Without the arrays."""
+        return {"kind": self.kind, **asdict(replace(self, profiles=None, typical=None))}
 
     def keys(self, obs: pd.DataFrame) -> list[Key]:
         """(context, condition) of examples."""
-        return list(zip(obs[self.context].astype(str), obs["condition"].astype(str), strict=True))
+        return keys_of(obs, self.context)
 
     def encode(self, obs: pd.DataFrame) -> np.ndarray:
         """Profiles of the treated cells (n, genes) float32."""
@@ -213,10 +222,17 @@ class ResponseTarget(Target):
         )
 
     def start(self, head: nn.Module, encoder: CellEncoder, cells: Labelled) -> None:
-        """Nothing to fit: the head starts at no change."""
+        """The head starts at no change, or at the typical one."""
+        assert isinstance(head, ResponseHead)
+        if self.typical is not None:
+            head.typical.copy_(torch.from_numpy(self.typical))
 
     def fits(self, method: Method, encoder: CellEncoder) -> None:
-        """Refuse a method with which the perturbation would reach nothing."""
+        """Refuse a method with which the perturbation would reach nothing, and an offset that would not be used."""
+        if self.typical is not None and self.flagged(encoder.network):
+            raise InputError(
+                f"{encoder.name} predicts expression itself, not a change; offset='mean' is not used.", "Leave it out."
+            )
         if self.interaction == 0 and method.kind != "drug_conditional" and not self.flagged(encoder.network):
             raise InputError(
                 f"with method={method.kind!r} and interaction=0 the perturbation reaches nothing: all would be predicted alike.",
@@ -241,7 +257,7 @@ class ResponseTarget(Target):
         condition = torch.cat([batch.cells[MOLECULE], batch.cells[SETTING]], dim=1)
         change = head(states, condition)
         before = torch.zeros_like(control, dtype=change.dtype)
-        return control + head.placed(change, batch["ids"], batch.pad, before).float(), control
+        return control + head.typical + head.placed(change, batch["ids"], batch.pad, before).float(), control
 
     def step(self, network: Network | None, head: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
         """The loss, and profiles after and before (b, 2, genes)."""
@@ -307,6 +323,18 @@ def _with_gene_tokens() -> list[str]:
     from scfm.registry import able_to
 
     return able_to(Capability.ATTENTION)
+
+
+def keys_of(obs: pd.DataFrame, context: str) -> list[Key]:
+    """(context, condition) of examples."""
+    return list(zip(obs[context].astype(str), obs["condition"].astype(str), strict=True))
+
+
+def typical_change(profiles: Profiles, keys: Sequence[Key], offset: str) -> np.ndarray | None:
+    """Mean change of these keys (n_genes,), where it is asked for."""
+    if offset not in ("none", "mean"):
+        raise InputError(f"offset={offset!r} is not known.", "Pass 'none' or 'mean'.")
+    return profiles.deltas(keys).mean(axis=0) if offset == "mean" else None
 
 
 def check_loss(loss: str, interaction: int) -> None:

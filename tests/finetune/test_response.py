@@ -15,7 +15,7 @@ from scfm.adapters.scgpt.network import ScGPTConfig, ScGPTNetwork
 from scfm.data.drugs import drug_demo
 from scfm.encoder import Request
 from scfm.errors import CapabilityError, InputError
-from scfm.perturbation import drug_screen, gene_screen, predict_keys, score_responses, unseen_drugs
+from scfm.perturbation import drug_screen, gene_screen, mean_effect, predict_keys, score_responses, unseen_drugs
 from scfm.perturbation.response import ResponsePredictor
 from scfm.tokenizers import Batch
 
@@ -283,3 +283,25 @@ def test_the_evaluation_task_asks_for_unseen_drugs_by_their_smiles(tuned, cells,
     assert tuned.name in set(result.table.predictor)
     wide = result.wide()
     assert wide.loc[tuned.name, "r2_delta"] > wide.loc["no change", "r2_delta"]
+
+
+def test_whole_drugs_can_be_held_out_by_the_call_itself(encoder, screen):
+    objective = scfm.DrugResponse(screen, molecules=scfm.molecules.Morgan(size=64))
+    run = {"method": "drug_conditional", "valid": 0.3, "groups": "drug", "epochs": 1, **QUICK}
+    found = scfm.finetune(encoder, screen.examples(), objective, **run)
+    drug = screen.examples().obs["drug"]
+    assert found.split.valid
+    assert not set(drug[list(found.split.train)]) & set(drug[list(found.split.valid)])
+    assert set(found.metrics) >= {"valid_mse", "valid_r2_delta"}
+
+
+def test_predictions_can_start_from_the_mean_effect(encoder, screen, split, tmp_path):
+    """Before training has changed anything to speak of, the prediction is the baseline's; held-out conditions are no part of it."""
+    objective = scfm.DrugResponse(screen, molecules=scfm.molecules.Morgan(size=64), offset="mean")
+    run = {"method": "drug_conditional", "valid": screen.examples(split.valid), "epochs": 1, "learning_rate": 1e-9}
+    found = scfm.finetune(encoder, screen.examples(split.train), objective, **run, **QUICK)
+    expected = mean_effect(screen.profiles.select(split.train), split.test)
+    np.testing.assert_allclose(predict_keys(found, screen, split.test), expected, atol=1e-4)
+    found.save(tmp_path)
+    again = scfm.load(tmp_path, base=encoder, device="cpu")
+    np.testing.assert_allclose(predict_keys(again, screen, split.test), expected, atol=1e-4)
