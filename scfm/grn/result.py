@@ -80,7 +80,12 @@ class GRN(TaskResult):
         return wide.reindex(index=list(self.regulators), columns=list(self.genes))
 
     def compare(
-        self, truth: pd.DataFrame | str | PathLike[str], *, confidence: Sequence[str] | None = None, seed: int = 0
+        self,
+        truth: pd.DataFrame | str | PathLike[str],
+        *,
+        confidence: Sequence[str] | None = None,
+        resamples: int = 500,
+        seed: int = 0,
     ) -> pd.DataFrame:
         """Agreement of every group and method with another list of known edges, as in `agreement`; needs a table of all edges.
 
@@ -88,6 +93,8 @@ class GRN(TaskResult):
         ----------
         truth, confidence
             See `scfm.grn.read_edges`.
+        resamples, seed
+            Of the bootstrap over regulators.
         """
         edges = read_edges(truth, confidence=confidence)
         chosen = ["group", "method", "direction"]
