@@ -112,10 +112,12 @@ class Source:
             import zarr
 
             return zarr.open_group(path, mode="r")
-        raise InputError(
-            f"{path} is neither .h5ad nor .zarr.",
-            "Convert it with anndata, e.g. anndata.io.read_mtx(...).write_h5ad(...).",
-        )
+        fix = "Convert it with anndata, e.g. anndata.io.read_mtx(...).write_h5ad(...)."
+        if path.name.endswith((".tsv", ".tsv.gz", ".bed", ".bed.gz")):
+            fix = "If it holds fragments, count them first: adata = scfm.fragments.count_fragments(path, encoder)."
+        if path.suffix == ".h5mu":
+            fix = "Pass one modality: mudata.read_h5mu(path)['atac']; or all of them: scfm.embed_multi({'rna': ..., 'atac': ...}, path)."
+        raise InputError(f"{path} is neither .h5ad nor .zarr.", fix)
 
     def close(self) -> None:
         """Close the file, if one was opened."""

@@ -25,6 +25,8 @@ from scfm.regions import BUILDS, RegionIndex, Regions, build_in, possible_builds
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from scfm.encoder import CellEncoder
+
 __all__ = ["FragmentReport", "count_fragments"]
 
 FEW = 0.05
@@ -97,7 +99,7 @@ class FragmentReport:
 
 def count_fragments(
     path: str | PathLike[str],
-    regions: Regions,
+    regions: Regions | CellEncoder,
     *,
     barcodes: Sequence[str] | str | PathLike[str] | None = None,
     count: Literal["reads", "fragments"] = "reads",
@@ -112,7 +114,7 @@ def count_fragments(
         `.tsv` or `.bed`, plain or gzipped (bgzip too; no tabix index is needed): contig, start, end, barcode and, optionally, the
         reads that support the fragment. Sorted or not; `#` lines are skipped.
     regions
-        For example a model's cCREs, in the order of the columns wanted.
+        The columns wanted, in order; or an encoder, whose regions (and genome build) are taken.
     barcodes
         Cells to keep, in the order of the rows wanted, or the path of a file with one a line (plain or gzipped, such as Cell
         Ranger's `barcodes.tsv.gz`); those without fragments become empty rows. None keeps every barcode with at least one overlap,
@@ -142,6 +144,9 @@ def count_fragments(
         raise InputError(f"count={count!r} is not known.", "Pass 'reads' or 'fragments'.")
     if build is not None and build not in BUILDS:
         raise InputError(f"build={build!r} is not known.", f"Known are {listing(BUILDS)}.")
+    if not isinstance(regions, Regions):
+        build = build or regions.vocabulary.build
+        regions = _regions_of(regions)
     listed = _listed(barcodes)
     file = FragmentFile(Path(path))
     tally = _Tally(file, regions, listed)
@@ -153,6 +158,18 @@ def count_fragments(
         tally.add(part, count)
     _require_fitting(file, tally.furthest, regions, build)
     return tally.result(min_regions)
+
+
+def _regions_of(encoder: CellEncoder) -> Regions:
+    vocabulary = encoder.vocabulary
+    if vocabulary.ids != "region" or not len(vocabulary.genes):
+        what = (
+            "has no regions before it is fitted"
+            if vocabulary.ids == "symbol" and not len(vocabulary)
+            else "reads genes"
+        )
+        raise InputError(f"{encoder.name} {what}.", "Pass Regions, e.g. scfm.regions.Regions.read_bed('peaks.bed').")
+    return Regions.from_names([vocabulary.tokens[i] for i in vocabulary.genes])
 
 
 def _listed(barcodes: Sequence[str] | str | PathLike[str] | None) -> list[str] | None:

@@ -402,19 +402,20 @@ def align_regions(
         entries = (overlapping.data, (rows[overlapping.row], overlapping.col))
         projection = sparse.csr_matrix(entries, shape=(len(names), len(tokens)))
         known = np.diff(projection.indptr) > 0
+    of_peaks = rows if len(rows) else np.arange(len(names))  # the genes of a multiome are not missed
     share = None
-    if totals is not None and (total := float(totals.sum())) > 0:
+    if totals is not None and (total := float(totals[of_peaks].sum())) > 0:
         share = float(totals[known].sum()) / total
     report = GeneReport(
         column=gene_column or "index",
-        features=len(names),
+        features=len(of_peaks),
         matched=int(known.sum()),
         duplicates=0 if map_genes else int(known.sum()) - len(np.unique(tokens[known])),
         mapped=map_genes,
         counts_matched=share,
-        unmatched=tuple(str(name) for name in names[~known][:5]),
+        unmatched=tuple(str(name) for name in names[of_peaks][~known[of_peaks]][:5]),
     )
-    if not report.matched or (report.matched / len(names) if share is None else share) < MIN_SHARE:
+    if not report.matched or (report.matched / len(of_peaks) if share is None else share) < MIN_SHARE:
         how = "overlap" if map_genes else "are"
         if map_genes:
             where = f"the genome build {vocabulary.build}" if vocabulary.build else "the genome build the same"

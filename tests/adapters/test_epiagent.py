@@ -16,7 +16,9 @@ from scfm.adapters.epiagent.network import EpiAgentConfig, EpiAgentNetwork
 from scfm.document_frequency import counted_in
 from scfm.encoder import Request
 from scfm.errors import CheckpointError, InputError
+from scfm.fragments import count_fragments
 from scfm.genes import Vocabulary
+from scfm.regions import Regions
 from scfm.registry import find
 from scfm.tokenizers import Batch
 
@@ -135,3 +137,35 @@ def test_a_decoder_of_other_regions_is_not_accessibility() -> None:
     perturbed = scfm.load(folder, weights="EpiAgent_PT.pth", heads=4)
     assert Capability.ACCESSIBILITY not in perturbed.capabilities
     assert "signal" in perturbed.network.heads
+
+
+def test_fragments_are_counted_in_the_encoders_regions(folder: Path) -> None:
+    encoder = scfm.load(folder, heads=4)
+    path = FIXTURE / "fragments.bed"
+    counted = count_fragments(path, encoder)
+    given = count_fragments(path, Regions.read_bed(folder / "cCRE.bed"))
+    assert list(counted.var_names) == list(given.var_names)
+    assert (counted.X != given.X).nnz == 0
+    assert encoder.embed(counted).shape == (28, 32)
+    with pytest.raises(InputError, match="reads genes"):
+        count_fragments(path, scfm.load("mini", device="cpu"))
+    with pytest.raises(InputError, match="before it is fitted"):
+        count_fragments(path, scfm.load("lsi"))
+    with pytest.raises(InputError, match="count them first"):
+        encoder.embed(path)
+
+
+def test_the_genes_of_a_multiome_are_left_out(folder: Path, data: ad.AnnData) -> None:
+    encoder = scfm.load(folder, heads=4)
+    genes = ad.AnnData(np.full((5, 300), 90, np.float32), obs=data.obs, var={"": [f"GENE{i}" for i in range(300)]})
+    genes.var_names = [f"GENE{i}" for i in range(300)]
+    both = ad.concat([data, genes], axis=1)
+    both.X = both.X.astype(np.float32)
+    np.testing.assert_array_equal(encoder.embed(both), encoder.embed(data))
+    assert encoder.check(both).genes.features == data.n_vars
+
+
+def test_multiome_files_say_how_they_are_read(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.h5mu").write_bytes(b"")
+    with pytest.raises(InputError, match="embed_multi"):
+        scfm.load(folder, heads=4).embed(tmp_path / "x.h5mu")
