@@ -15,6 +15,7 @@ sys.path.insert(0, str(HERE / "_ext"))
 
 from families import families, few, short_licence, sizes, table, unique  # noqa: E402
 from model_pages import family_page, models_page  # noqa: E402
+from recipe_pages import memory_table, recipe_pages, recipe_pictures  # noqa: E402
 from reference_pages import api_pages, cli_page, error_tree, exit_codes  # noqa: E402
 
 README = HERE.parent / "README.md"
@@ -83,16 +84,22 @@ def write_all(folder: Path) -> None:
         "error_tree.inc": error_tree(),
         "exit_codes.inc": exit_codes(),
         "demo_picture.inc": demo_picture(),
+        "recipe_memory.inc": memory_table(),
     }
     pages |= {f"models/{f.name}.md": family_page(f) for f in found}
     api = api_pages()
     pages["api.md"] = api.pop("index")
     pages |= {f"api/{module}.md": text for module, text in api.items()}
+    recipes = recipe_pages()
+    pages["recipes.md"] = recipes.pop("index")
+    pages |= {f"recipes/{name}.md": text for name, text in recipes.items()}
     for path in (*folder.rglob("*.md"), *folder.rglob("*.inc")):
         if str(path.relative_to(folder)) not in pages:
             path.unlink()
     for name, text in pages.items():
         write(folder / name, text)
+    for name, picture in recipe_pictures().items():
+        (folder / "recipes" / name).write_bytes(picture.read_bytes())
 
 
 def main(arguments: Sequence[str]) -> None:
