@@ -133,7 +133,7 @@ def picture(rows: pd.DataFrame, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from scfm.plotting import bars
+    from scfm.plotting import CATEGORIES
 
     figure = Figure(figsize=(11, 8.5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -142,12 +142,14 @@ def picture(rows: pd.DataFrame, path: Path) -> None:
     for panel, ((name, truth), part) in zip(figure.subplots(2, 2, sharex=True).flat, panels, strict=False):
         part = part.sort_values("value", ascending=False)
         labels = [f"{row.encoder}: {row.method}".removeprefix(": ") for row in part.itertuples()]
-        estimates = [Estimate(row.value, row.low, row.high) for row in part.itertuples()]
-        bars(panel, labels, estimates, label="AUROC", baseline=0.5)
+        value, at = part["value"].to_numpy(), np.arange(len(part))[::-1]
+        spread = np.stack([value - part["low"], part["high"] - value])
+        panel.errorbar(value, at, xerr=spread, fmt="o", color=CATEGORIES[0], ecolor="#333333", capsize=3, markersize=5)
+        panel.set_yticks(at, labels, fontsize=8)
+        panel.axvline(0.5, color="#333333", linestyle="--", linewidth=1)
+        panel.set(xlabel="AUROC", xlim=(0.3, 0.75))
         panel.set_title(f"{name}, {truth}", loc="left", fontsize=10)
-        panel.set_xlim(0.35, None)
         panel.spines[["top", "right"]].set_visible(False)
-        panel.tick_params(axis="y", labelsize=8)
     figure.savefig(path, dpi=110)
 
 
@@ -158,8 +160,8 @@ def write(rows: pd.DataFrame) -> None:
         first = part.iloc[0]
         text += [
             f"## {name}, {truth}",
-            f"{first['cells']} cells; {first['candidates']:,} candidate pairs of {first['regulators']} factors, {first['true']:,} known "
-            f"(prevalence {first['prevalence']:.4f}).",
+            f"`--only {name!r} --cells {first['cells']}`: {first['candidates']:,} candidate pairs of {first['regulators']} factors, "
+            f"{first['true']:,} known (prevalence {first['prevalence']:.4f}).",
             markdown(part),
         ]
     head = [
