@@ -249,6 +249,18 @@ def embed(
             help="Compute on this device too, in a process of its own, e.g. cuda:0; repeatable. 'all': all CUDA devices."
         ),
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: on the machines of a Ray cluster.", rich_help_panel="Ray")
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; default: what the cluster has room for.", rich_help_panel="Ray")
+    ] = None,
+    gpus_per_worker: Annotated[float, typer.Option(help="GPUs that each takes.", rich_help_panel="Ray")] = 0.0,
+    cpus_per_worker: Annotated[float, typer.Option(help="CPUs that each takes.", rich_help_panel="Ray")] = 1.0,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Of a running cluster, e.g. auto; default: one here.", rich_help_panel="Ray"),
+    ] = None,
     option: TokenizerOptions = None,
     revision: Revision = None,
     adapter: Adapter = None,
@@ -259,27 +271,49 @@ def embed(
     as_json: Json = False,
 ) -> None:
     """Embed cells and write the result as it goes; the same command continues an interrupted run."""
-
-    encoder = load_encoder(
-        model, device=device, option=option, load_option=load_option, revision=revision, adapter=adapter
-    )
-    size: Any = batch_size if batch_size == "auto" else _whole_number(batch_size)
     from scfm.encoder import Request
     from scfm.engine import Run
-    from scfm.inference import embed as embed_data
 
-    embedding = embed_data(
-        encoder,
-        list(data) if len(data) > 1 else data[0],
-        Run(Request(hidden_layer=hidden_layer, pooling=pooling), size, precision, empty_cells, max_tokens=max_tokens),  # type: ignore[arg-type]
-        devices=devices or None,
-        reading={"layer": layer, "gene_column": gene_column, "map_genes": map_genes, "values": values},
-        key_added=key_added,
-        out=out,
-        resume=resume,
-        progress=False if quiet or as_json else None,
-        seed=seed,
+    if engine not in ("local", "ray"):
+        raise typer.BadParameter(f"{engine!r} is neither local nor ray", param_hint="--engine")
+    size: Any = batch_size if batch_size == "auto" else _whole_number(batch_size)
+    on_ray = engine == "ray"
+    encoder = load_encoder(
+        model,
+        device="cpu" if on_ray else device,  # every worker moves its own
+        option=option,
+        load_option=load_option,
+        revision=revision,
+        adapter=adapter,
     )
+    request = Request(hidden_layer=hidden_layer, pooling=pooling)
+    run = Run(request, size, precision, empty_cells, max_tokens=max_tokens)  # type: ignore[arg-type]
+    shared: dict[str, Any] = {
+        "reading": {"layer": layer, "gene_column": gene_column, "map_genes": map_genes, "values": values},
+        "key_added": key_added,
+        "out": out,
+        "resume": resume,
+        "progress": False if quiet or as_json else None,
+        "seed": seed,
+    }
+    files: Any = list(data) if len(data) > 1 else data[0]
+    if on_ray:
+        from scfm.distributed import embed_on_ray
+
+        embedding = embed_on_ray(
+            encoder,
+            files,
+            run,
+            workers=workers,
+            gpus_per_worker=gpus_per_worker,
+            cpus_per_worker=cpus_per_worker,
+            address=address,
+            **shared,
+        )
+    else:
+        from scfm.inference import embed as embed_data
+
+        embedding = embed_data(encoder, files, run, devices=devices or None, **shared)
     if as_json:
         print_json(
             {

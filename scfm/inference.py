@@ -56,6 +56,16 @@ class BlockResult:
     tokens: Tokens
     batches: list[tuple[np.ndarray, Encoded]]
 
+    def cell_rows(self, width: int, run: Run) -> np.ndarray:
+        """The cells' embeddings (n, width) float32; NaN for those that the run leaves empty."""
+        rows = np.full((len(self.tokens), width), np.nan, dtype=np.float32)
+        for at, encoded in self.batches:
+            assert encoded.cells is not None
+            rows[at] = encoded.cells.numpy()
+        if run.empty_cells == "nan":
+            rows[self.tokens.expressed == 0] = np.nan
+        return rows
+
 
 @contextmanager
 def progress_bar(total: int, shown: bool | None, title: str) -> Iterator[Any]:
@@ -98,6 +108,7 @@ def encode(
     seed: int = 0,
     done: Collection[int] = (),
     numbers: Sequence[int] | None = None,
+    keep_open: bool = False,
 ) -> Generator[BlockResult, None, None]:
     """Outputs of all cells, block by block in order; batches of a block come in the order they were computed.
 
@@ -109,9 +120,12 @@ def encode(
         As for `CellEncoder.embed`.
     done, numbers
         Blocks that are not needed; blocks to compute, ascending (None: all).
+    keep_open
+        Leave the reading open behind the last block.
     """
     with ExitStack() as stack:
-        stack.callback(reading.close)
+        if not keep_open:
+            stack.callback(reading.close)
         chosen = range(len(reading.blocks)) if numbers is None else numbers
         sizes = {number: _cells_in(reading.positions[number]) for number in chosen}
         left = sum(size for number, size in sizes.items() if number not in done)
@@ -186,25 +200,13 @@ def embed(
         targets = _annotated(data, key_added, out)
         key = key_added or f"X_{encoder.card.family}"
         width = encoder.network.width(run.request)
-        sink = _output(opened, width, record, out, key=key, resume=resume)
+        sink = sink_for(opened, width, record, out, key=key, resume=resume)
         empty = 0
         results = encode(encoder, opened, run, devices=devices, progress=progress, seed=seed, done=sink.done)
         for result in stack.enter_context(closing(results)):
-            rows = np.full((len(result.tokens), width), np.nan, dtype=np.float32)
-            for at, encoded in result.batches:
-                assert encoded.cells is not None
-                rows[at] = encoded.cells.numpy()
-            if run.empty_cells == "nan":
-                rows[result.tokens.expressed == 0] = np.nan
             empty += int((result.tokens.expressed == 0).sum())
-            sink.write(result.number, rows)
-    if empty and run.empty_cells == "nan":
-        warnings.warn(
-            f"{empty} of {opened.n_cells} cells have no expressed gene that {encoder.name} knows; their rows are NaN. "
-            "Remove such cells, or pass empty_cells='embed' or 'error'.",
-            InputWarning,
-            stacklevel=3,
-        )
+            sink.write(result.number, result.cell_rows(width, run))
+    warn_of_empty_cells(encoder, run, empty, opened.n_cells)
     embedding = sink.finish()
     start = 0
     for adata in targets:
@@ -214,9 +216,21 @@ def embed(
     return embedding
 
 
-def _output(
+def warn_of_empty_cells(encoder: CellEncoder, run: Run, empty: int, n_cells: int) -> None:
+    """Tell how many rows are NaN."""
+    if empty and run.empty_cells == "nan":
+        warnings.warn(
+            f"{empty} of {n_cells} cells have no expressed gene that {encoder.name} knows; their rows are NaN. "
+            "Remove such cells, or pass empty_cells='embed' or 'error'.",
+            InputWarning,
+            stacklevel=4,
+        )
+
+
+def sink_for(
     reading: Reading, width: int, record: dict[str, Any], out: str | PathLike[str] | None, *, key: str, resume: bool
 ) -> Sink:
+    """Where a run's rows go; the record gets the digests of the data."""
     import pandas as pd
 
     sources = [part.source for part in reading.parts]
