@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from scfm.errors import CapabilityError, GeneMatchError, InputError, listing
+from scfm.errors import GeneMatchError, InputError, listing
 from scfm.options import (
     Device,
     File,
@@ -479,17 +479,19 @@ def _affected(effects: Effects, own: np.ndarray, names: np.ndarray, called: Any)
     return grouped.sort_values(["perturbation", "effect"], ascending=[True, False], ignore_index=True)
 
 
-def predict_expression(encoder: CellEncoder, control: AnnData, conditions: Sequence[str]) -> AnnData:
-    """Expression of control cells under conditions, by an encoder that generates it.
+def predict_expression(encoder: CellEncoder, control: AnnData, conditions: Sequence[str], **reading: Any) -> AnnData:
+    """Expression of control cells under conditions, by an encoder that predicts it.
 
     Parameters
     ----------
     encoder
-        One with `predict_response`, e.g. a fine-tuned perturbation generator.
+        One that was fine-tuned for responses, or whose network generates expression.
     control
         Unperturbed cells, raw counts.
     conditions
         Genes joined with "+".
+    reading
+        gene_column, map_genes: as for `CellEncoder.embed`.
 
     Returns
     -------
@@ -501,14 +503,12 @@ def predict_expression(encoder: CellEncoder, control: AnnData, conditions: Seque
     CapabilityError
         The encoder, or this checkpoint of it, predicts no expression.
     """
+    from scfm.in_silico import ExpressionGenerator
     from scfm.perturbation import ResponsePredictor
 
-    if not isinstance(encoder, ResponsePredictor):
-        raise CapabilityError(
-            f"{encoder.name} predicts no expression after a perturbation.",
-            "Leave out --expression for shifts of embeddings.",
-        )
-    return encoder.predict_response(control, list(conditions))
+    if isinstance(encoder, ResponsePredictor):
+        return encoder.predict_response(control, list(conditions), **reading)
+    return ExpressionGenerator(encoder, **reading).predict_response(control, list(conditions))
 
 
 def command(
@@ -548,7 +548,9 @@ def command(
     encoder = load_encoder(model, device=device, option=option, load_option=load_option)
     names: Any = "all" if genes == "all" else [name.strip() for name in genes.split(",") if name.strip()]
     if expression is not None:
-        predict_expression(encoder, read_adata(data), names).write_h5ad(expression)
+        cells = read_adata(data)
+        made = predict_expression(encoder, cells, names, gene_column=gene_column, map_genes=map_genes)
+        made.write_h5ad(expression)
         return
     result = perturb(
         encoder,

@@ -350,7 +350,7 @@ def command(
     result = evaluate_perturbation(
         adata,
         chosen,
-        [*(read_adata(path) for path in predictions or ()), *(load_encoder(model) for model in models or ())],
+        [*(read_adata(path) for path in predictions or ()), *(_predictor(model, control) for model in models or ())],
         embeddings=[load_encoder(model) for model in embeddings or ()],
         condition=condition,
         context=context,
@@ -360,6 +360,15 @@ def command(
         seed=seed,
     )
     show(result, out=out, plot=plot, as_json=as_json, quiet=quiet)
+
+
+def _predictor(model: str, control: str) -> Any:
+    """A model that predicts responses: fine-tuned to, or one whose network generates expression."""
+    from scfm.in_silico import ExpressionGenerator
+    from scfm.perturbation import ResponsePredictor
+
+    encoder = load_encoder(model)
+    return encoder if isinstance(encoder, ResponsePredictor) else ExpressionGenerator(encoder, control)
 
 
 TASK = Task("evaluate_perturbation", run=evaluate_perturbation, command=command, needs=frozenset())

@@ -10,12 +10,14 @@ The two differ for cells with more genes than the model takes: in the list no ge
 
 from scfm.in_silico.changes import FACTORS, KINDS, Change, Kind, Level, changed_ranks, changed_values, level_of
 from scfm.in_silico.effects import Effects, changed_cells, effects_of, expressed_changes, genes_in
+from scfm.in_silico.generation import ExpressionGenerator
 
 __all__ = [
     "FACTORS",
     "KINDS",
     "Change",
     "Effects",
+    "ExpressionGenerator",
     "Kind",
     "Level",
     "changed_cells",

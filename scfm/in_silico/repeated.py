@@ -28,9 +28,13 @@ class RepeatedSource(Source):
         (n,) rows of `base`, ascending, and the change made to each.
     size
         Changed rows of a block.
+    originals
+        Put each cell's original before its changed rows.
     """
 
-    def __init__(self, base: Source, cells: np.ndarray, changes: np.ndarray, size: int) -> None:
+    def __init__(
+        self, base: Source, cells: np.ndarray, changes: np.ndarray, size: int, *, originals: bool = True
+    ) -> None:
         self.base, self.label, self.layer, self._close = base, base.label, base.layer, None
         self._adata, self._group = base._adata, base._group
         self._ranges: list[slice] = []
@@ -40,7 +44,9 @@ class RepeatedSource(Source):
         while at < len(cells):
             block = slice(at, at + size)
             mine, done = cells[block], changes[block]
-            first = np.flatnonzero(np.r_[True, mine[1:] != mine[:-1]])  # a cell's original goes before these
+            first = np.flatnonzero(
+                np.r_[originals, (mine[1:] != mine[:-1]) & originals]
+            )  # a cell's original goes before these
             rows.append(np.insert(mine, first, mine[first]))
             what.append(np.insert(done, first, ORIGINAL))
             self._ranges.append(slice(start, start + len(rows[-1])))

@@ -151,4 +151,4 @@ def test_from_the_shell(data, tmp_path):
     assert (tmp_path / "r.png").stat().st_size > 5000
     refused = CliRunner().invoke(app, ["perturb", model, files[0], *common, "--expression", str(tmp_path / "e.h5ad")])
     assert isinstance(refused.exception, CapabilityError)
-    assert "predicts no expression" in str(refused.exception)
+    assert "has no expression" in str(refused.exception)
