@@ -130,7 +130,7 @@ def frame(data: pd.DataFrame) -> list[str]:
 def in_silico(pictures: Path) -> list[str]:
     encoder = scfm.load("mini", device="cpu").with_options(context=400)
     cells = scfm.data.pbmc_demo()
-    cells = cells[np.random.default_rng(0).permutation(cells.n_obs)[:40]].copy()
+    cells = cells[np.random.default_rng(0).permutation(cells.n_obs)[:16]].copy()
     result = scfm.tasks.perturb(encoder, cells, MARKERS, null=19, progress=False)
     result.plot(save=pictures / "perturb_mini.png")
     return [
@@ -153,7 +153,7 @@ def programmes(folder: Path, pictures: Path) -> list[str]:
     sets["ribosomal proteins"] = [n for n in names if n.startswith(("RPL", "RPS"))]
     sets["MHC class II"] = [n for n in names if n.startswith("HLA-D")]
     result = scfm.tasks.genes(
-        scfm.load("mini", device="cpu"), cells, sets=sets, query=["CD3E", "LYZ", "NKG7"], draws=50
+        scfm.load("mini", device="cpu"), cells, sets=sets, query=["CD3E", "LYZ", "NKG7"], draws=20
     )
     result.plot(save=pictures / "genes_mini.png")
     shown = result.table
