@@ -256,7 +256,7 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> 
 
 
 def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
-    """Mean distance of confidence and accuracy, ECE = sum_b n_b / n |accuracy_b - confidence_b| (Guo et al. 2017, arXiv:1706.04599).
+    """Mean distance of confidence and accuracy, ECE = sum_b n_b / n abs(accuracy_b - confidence_b) (Guo et al. 2017, arXiv:1706.04599).
 
     Biased upwards on few cells. Parameters as for `reliability`.
     """

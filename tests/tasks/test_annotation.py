@@ -205,6 +205,11 @@ def test_cross_validation_holds_out_whole_groups():
     assert (few.table.groupby(made().obs["donor"])["fold"].nunique() == 1).all()
 
 
+def test_donors_in_several_folds_are_a_leak():
+    assert "'0d0', '0d1'" in annotate(made(), groups="batch", donor="donor").leak
+    assert annotate(made(), groups="donor", donor="donor").leak == ""
+
+
 def test_a_random_split_is_allowed_by_name_and_said_to_leak():
     with pytest.raises(InputError, match="no groups= to hold out"):
         annotate(made())
