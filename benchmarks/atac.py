@@ -285,6 +285,41 @@ def fragments(args: argparse.Namespace) -> str:
     )
 
 
+MEMORY = """
+import resource, sys
+from scfm.fragments import count_fragments
+from scfm.regions import Regions
+cells = count_fragments(sys.argv[1], Regions.read_bed(sys.argv[2]))
+print(cells.uns["fragments"]["fragments"], cells.X.nnz, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def memory(args: argparse.Namespace) -> str:
+    """Peak memory of counting a file, and the same fragments four times over (a matrix of the same size)."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        bed, once, often = (Path(folder) / name for name in ("ccre.bed", "once.bed", "often.bed"))
+        write_bed(some_regions(REGIONS, 2, (150, 900)), bed)
+        write_fragments(once)
+        often.write_bytes(once.read_bytes() * 4)
+        for path in (once, often):
+            command = [sys.executable, "-c", MEMORY, str(path), str(bed)]
+            lines, entries, peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+            rows.append(
+                (
+                    f"{int(lines):,}",
+                    f"{path.stat().st_size / 1e6:,.0f}",
+                    f"{int(entries):,}",
+                    f"{int(peak) / 1024:,.0f}",
+                )
+            )
+    return (
+        "## Memory of counting fragments\n\nThe same fragments once and four times over, each in a process of its own; most of it is the "
+        f"libraries and the {REGIONS:,} names of regions.\n\n"
+        + table(("fragments", "file, MB", "entries of the matrix", "peak memory, MB"), rows)
+    )
+
+
 def sentences_dense(matrix: sparse.csr_matrix, frequency: np.ndarray, context: int) -> list[np.ndarray]:
     """The original's steps: TF-IDF of the stored values of all cells, then each row made dense, its open regions found and sorted."""
     values, found = tfidf(matrix, frequency), []
@@ -371,6 +406,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], str]] = {
     "labels": labels,
     "join": join,
     "fragments": fragments,
+    "memory": memory,
     "tokens": tokens,
 }
 
