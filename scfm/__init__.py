@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from scfm.objectives.gene_response import GeneResponse
     from scfm.reading import InputReport, InputWarning, check
     from scfm.registry import cards as models
+    from scfm.soma import SomaQuery
 
 __all__ = [
     "finetune",
@@ -51,6 +52,7 @@ __all__ = [
     "LicenceWarning",
     "ModelCard",
     "MultiEmbedding",
+    "SomaQuery",
     "check",
     "embed_multi",
     "errors",
@@ -86,6 +88,7 @@ _HOME = {
     "LicenceWarning": "scfm.loading",
     "ModelCard": "scfm.cards",
     "MultiEmbedding": "scfm.multi",
+    "SomaQuery": "scfm.soma",
     "check": "scfm.reading",
     "embed_multi": "scfm.multi",
     "load": "scfm.loading",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from glob import glob
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scfm.genes import Alignment
+    from scfm.soma import SomaQuery
 
 __all__ = [
     "BLOCK_ROWS",
@@ -36,7 +38,8 @@ __all__ = [
 ]
 
 Values: TypeAlias = Literal["counts", "lognorm", "any"]
-Data: TypeAlias = "AnnData | str | PathLike[str] | Sequence[AnnData | str | PathLike[str]]"
+OneData: TypeAlias = "AnnData | str | PathLike[str] | SomaQuery"
+Data: TypeAlias = "OneData | Sequence[OneData]"
 
 BLOCK_ROWS = 512
 """Cells read, tokenized and written together."""
@@ -123,6 +126,10 @@ class Source:
         """Close the file, if one was opened."""
         if self._close is not None:
             self._close.close()
+
+    def through(self, layer: str | None) -> Source:
+        """The same data seen through another of its matrices."""
+        return Source(self.label if self._adata is None else self._adata, layer)
 
     # What there is
 
@@ -234,19 +241,31 @@ class Source:
 
 
 def open_sources(data: Data, layer: str | None = None) -> list[Source]:
-    """One source for each AnnData or path in `data`, in order."""
-    if isinstance(data, list | tuple):
-        if not data:
-            raise InputError("the list of data sets is empty.", "Give at least one AnnData or path.")
-        sources: list[Source] = []
-        try:
-            for item in data:
+    """One source for each AnnData, path or SOMA query in `data`, in order; a path with ``*`` stands for all that match, by name."""
+    if isinstance(data, list | tuple) and not data:
+        raise InputError("the list of data sets is empty.", "Give at least one AnnData or path.")
+    items = [found for item in (data if isinstance(data, list | tuple) else [data]) for found in _matching(item)]
+    sources: list[Source] = []
+    try:
+        for item in items:
+            if hasattr(item, "open_source"):
+                sources.append(item.open_source(layer))
+            else:
                 sources.append(Source(item, layer))
-        except BaseException:
-            close_all(sources)
-            raise
-        return sources
-    return [Source(data, layer)]
+    except BaseException:
+        close_all(sources)
+        raise
+    return sources
+
+
+def _matching(item: Any) -> list[Any]:
+    """A path with wildcards as the paths that match; anything else as it is."""
+    text = str(item) if isinstance(item, str | PathLike) else ""
+    if not set("*?[") & set(text) or Path(text).exists():
+        return [item]
+    if found := sorted(glob(text, recursive=True)):
+        return list(found)
+    raise InputError(f"no file matches {text}.", "Give the path of an .h5ad file or a .zarr folder.")
 
 
 def close_all(sources: Sequence[Source]) -> None:
@@ -344,11 +363,10 @@ def check_values(
 
 def _value_fix(source: Source, expected: Values, found: str) -> str:
     candidates = [None, *source.layers, *(["raw"] if source.has_raw else [])]
-    data: Any = source._adata if source._adata is not None else source.label
     for layer in candidates:
         if layer == source.layer:
             continue
-        other = Source(data, layer)
+        other = source.through(layer)
         try:
             if describe_values(other.take(slice(0, min(BLOCK_ROWS, other.shape[0])))) == expected:
                 where = "adata.X" if layer is None else ("adata.raw" if layer == "raw" else "adata.layers")

@@ -248,7 +248,7 @@ def _annotated(data: Data, key_added: str | None, out: str | PathLike[str] | Non
     if key_added is None:
         return []
     items = list(data) if isinstance(data, list | tuple) else [data]
-    if any(isinstance(item, str | os.PathLike) for item in items):
+    if any(isinstance(item, str | os.PathLike) or hasattr(item, "open_source") for item in items):
         if out is not None and not str(out).endswith(".npy"):
             return []
         raise InputError(
