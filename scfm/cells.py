@@ -60,11 +60,15 @@ class Block:
         Which column is which token.
     obs
         The cells' rows of `obs`, with the columns that were asked for.
+    origin
+        (n_cells, n_features) the cells before they were perturbed in silico: what a random tokenization draws by, so that a cell and its
+        perturbed copies get the same draws. None: `matrix`.
     """
 
     matrix: sparse.csr_matrix
     alignment: Alignment
     obs: pd.DataFrame
+    origin: sparse.csr_matrix | None = None
 
     def __len__(self) -> int:
         return self.matrix.shape[0]

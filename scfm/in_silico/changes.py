@@ -103,7 +103,7 @@ class ChangedTokenizer(Tokenizer):
             rows = block.obs[CHANGE].to_numpy()
             if self.level == "values":
                 matrix = changed_values(block.matrix, block.alignment.tokens, rows, self.changes)
-                return tokenize(replace(block, matrix=matrix))
+                return tokenize(replace(block, matrix=matrix, origin=block.matrix))
             assert isinstance(self.inner, RankTokenizer)
             frame = (self.inner.before(block).shape[1], self.inner.after(block).shape[1])
             pad = self.vocabulary.id("pad")

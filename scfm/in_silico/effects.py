@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from copy import copy
@@ -16,7 +17,7 @@ from scfm.errors import CapabilityError, InputError
 from scfm.in_silico.changes import CHANGE, ORIGINAL, Change, ChangedTokenizer, Kind, Level
 from scfm.in_silico.repeated import RepeatedSource
 from scfm.inference import BlockResult, encode
-from scfm.reading import Part, Reading
+from scfm.reading import InputWarning, Part, Reading
 from scfm.tokenizers.base import Tokens
 
 __all__ = ["Effects", "changed_cells", "effects_of", "expressed_changes", "genes_in"]
@@ -124,6 +125,13 @@ def effects_of(
             f"{encoder.name} lets cells see each other, so that a perturbed cell would change the others.",
             "Use an encoder that reads each cell alone.",
         )
+    if encoder.tokenizer.random and (encoder.tokenizer.sequential or not encoder.tokenizer.draws_by_origin):
+        warnings.warn(
+            f"{encoder.name} draws tokens at random, other ones for a perturbed cell than for its original: effects are those of the "
+            "perturbation and of the draws. Compare them with the null only.",
+            InputWarning,
+            stacklevel=3,
+        )
     (part,) = reading.parts
     outputs = frozenset({"cells", "tokens"} if gene_states or affected else {"cells"})
     request = Request(outputs, hidden_layer, pooling)
@@ -213,7 +221,8 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Cosine of each row of a (n, d) with the same row of b, or with b (d,); NaN with a row of zeros."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     norm = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    return np.divide((a * b).sum(axis=-1), norm, out=np.full(len(a), np.nan), where=norm > 0)
+    found = np.divide((a * b).sum(axis=-1), norm, out=np.full(len(a), np.nan), where=norm > 0)
+    return np.clip(found, -1, 1)
 
 
 def genes_in(

@@ -221,6 +221,8 @@ class Tokenizer(ABC):
     """Blocks must be tokenized in order (an upstream random stream is reproduced)."""
     random: ClassVar[bool] = False
     """Tokens depend on `seed`, because the authors draw them at random; other tokenizers ignore it."""
+    draws_by_origin: ClassVar[bool] = False
+    """Of random tokenizers: perturbed copies of a cell get its draws (`Block.origin`)."""
 
     group_key: str | None = None
     """Column of `obs` with the groups of a `grouped` tokenizer; None: all cells of a data set are one group."""

@@ -10,7 +10,7 @@ else; `ties="upstream"` draws from numpy's legacy stream in the order of the cel
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -92,6 +92,7 @@ class BinTokenizer(Tokenizer):
     batches: tuple[str, ...] = ()
     _gene_hash: np.ndarray = field(init=False, repr=False, compare=False)
     random: ClassVar[bool] = True
+    draws_by_origin: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.ties not in ("cell", "highest", "upstream"):
@@ -157,12 +158,13 @@ class BinTokenizer(Tokenizer):
         ids, values, offsets = known_entries(block)
         expressed = np.diff(offsets)
         values = self._normalised(values, offsets).astype(np.float32, copy=False)
-        draws = None if uniforms is not None else self._draws(ids, values, offsets, seed)
+        numbers = self._origin_hash(block, seed)
+        draws = None if uniforms is not None else self._draws(ids, values, offsets, seed, numbers)
         if self.bins is not None:
             values = self._binned(values, offsets, draws, uniforms)
         if self.zeros:
             ids, values, offsets = _with_zeros(block.alignment.tokens, known_columns(block), values, offsets)
-            draws = None if draws is None else self._draws(ids, values, offsets, seed)
+            draws = None if draws is None else self._draws(ids, values, offsets, seed, numbers)
         room = self.context - (self.cls_value is not None)
         keep = self._subset(offsets, room, draws, permutations)
         if keep is not None:
@@ -187,10 +189,22 @@ class BinTokenizer(Tokenizer):
             values = values * np.repeat(scale, lengths)
         return np.log1p(values, dtype=np.float64) if self.log1p else values  # whatever the data's type
 
-    def _draws(self, ids: np.ndarray, values: np.ndarray, offsets: np.ndarray, seed: int) -> np.ndarray:
-        """A random number of each entry's own (n_entries,) uint32."""
+    def _origin_hash(self, block: Block, seed: int) -> np.ndarray | None:
+        """Hashes of the cells that these were before they were perturbed (n_cells,); None where they are as they are."""
+        if block.origin is None:
+            return None
+        ids, values, offsets = known_entries(replace(block, matrix=block.origin, origin=None))
+        values = self._normalised(values, offsets).astype(np.float32, copy=False)
+        return cell_hash(self._gene_hash[ids], values, offsets, seed)
+
+    def _draws(
+        self, ids: np.ndarray, values: np.ndarray, offsets: np.ndarray, seed: int, numbers: np.ndarray | None = None
+    ) -> np.ndarray:
+        """A random number of each entry's own (n_entries,) uint32, by the cells' hashes."""
         genes = self._gene_hash[ids]
-        return mix32(genes ^ np.repeat(cell_hash(genes, values, offsets, seed), np.diff(offsets)))
+        if numbers is None:
+            numbers = cell_hash(genes, values, offsets, seed)
+        return mix32(genes ^ np.repeat(numbers, np.diff(offsets)))
 
     def _binned(
         self, values: np.ndarray, offsets: np.ndarray, draws: np.ndarray | None, uniforms: np.random.RandomState | None

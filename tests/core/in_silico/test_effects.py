@@ -1,5 +1,6 @@
 """Effects of in silico perturbations, on networks small enough to compute them by hand."""
 
+from contextlib import closing
 from pathlib import Path
 
 import anndata as ad
@@ -7,9 +8,12 @@ import numpy as np
 import pytest
 
 import scfm
+import scfm.data
+from scfm.cells import Block
 from scfm.errors import CapabilityError
 from scfm.in_silico import Change, changed_cells, effects_of, expressed_changes, genes_in, level_of
-from scfm.reading import read
+from scfm.in_silico.changes import CHANGE, ChangedTokenizer
+from scfm.reading import InputWarning, read
 
 PARITY = Path(__file__).parents[2] / "parity"
 
@@ -38,6 +42,7 @@ def cosine(a, b):
 def test_effects_are_those_of_changed_data(bins):
     """The same numbers as embedding an AnnData in which the gene is 0."""
     encoder, data = bins
+    encoder = encoder.with_options(ties="highest")  # nothing drawn
     reading = opened(encoder, data)
     row, gene, _ = genes_in(encoder, reading, np.arange(10), level="values")
     target = int(np.bincount(gene).argmax())
@@ -52,6 +57,37 @@ def test_effects_are_those_of_changed_data(bins):
     np.testing.assert_allclose(found.cosine, cosine(before, after), atol=1e-6)
     assert (found.cosine < 1 - 1e-6).any()
     assert np.isnan(found.gene_cosine).all()
+
+
+def test_a_perturbed_cell_has_the_draws_of_its_original():
+    """Else what a perturbation does drowns in other bins of ties, and in other genes of cells that are cut."""
+    encoder = scfm.load("mini", device="cpu").with_options(context=200)
+    data = scfm.data.pbmc_demo()[:3].copy()
+    with closing(read(encoder, data)) as reading:
+        (part,) = reading.parts
+        _, gene, _ = genes_in(encoder, reading, np.arange(3), level="values")
+        lacking = np.setdiff1d(encoder.vocabulary.genes, gene)[:1]  # no cell has it: nothing is changed
+        block = Block(part.source.take(slice(0, 3)), part.alignment, data.obs.iloc[:, :0].assign(**{CHANGE: [0, 0, 0]}))
+        target = int(np.bincount(gene).argmax())  # all cells have it
+        plain, same, without = (
+            ChangedTokenizer(encoder.tokenizer, (Change((int(g),)),), "values").tokenize(block)
+            for g in (lacking[0], lacking[0], target)
+        )
+    np.testing.assert_array_equal(plain.fields["ids"], same.fields["ids"])
+    np.testing.assert_array_equal(plain.fields["ids"], encoder.tokenizer.tokenize(block).fields["ids"])
+    for before, after in zip(plain, without, strict=True):
+        kept = np.isin(before["ids"], after["ids"])
+        assert (~kept).sum() <= 1  # the gene itself, if it was drawn
+        assert np.mean(before["values"][kept] == after["values"][np.isin(after["ids"], before["ids"])]) > 0.9
+
+
+def test_other_draws_are_told(monkeypatch):
+    encoder = scfm.load("mini", device="cpu").with_options(ties="upstream")
+    with (
+        closing(read(encoder, scfm.data.pbmc_demo()[:1].copy())) as reading,
+        pytest.warns(InputWarning, match="draws tokens at random"),
+    ):
+        effects_of(encoder, reading, [Change((5,))], (np.array([0]), np.array([0])), progress=False)
 
 
 def test_no_effect_depends_on_the_block_it_is_in(ranks, monkeypatch):
