@@ -54,6 +54,14 @@ API = {
         "scfm.plotting",
     ),
     "Networks": ("scfm.tasks.regulation", "scfm.grn", "scfm.grn.readout", "scfm.grn.result", "scfm.metrics.edges"),
+    "Drugs and perturbed genes": (
+        "scfm.perturbation.drugs",
+        "scfm.perturbation.drug_splits",
+        "scfm.perturbation.screen",
+        "scfm.perturbation.screen_scores",
+        "scfm.objectives.drug_response",
+        "scfm.objectives.gene_response",
+    ),
     "Errors": ("scfm.errors",),
 }
 

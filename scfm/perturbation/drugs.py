@@ -2,13 +2,11 @@
 
 Layout, as of sci-Plex: raw counts in `X` or a layer, and in `obs`
 
-| column | what |
-|---|---|
-| `drug` | name; untreated cells have the control's |
-| `smiles` | of the drug; not read for untreated cells |
-| `dose` | in nM, positive; not read for untreated cells |
-| `cell_line` | or donor, tissue: what a drug acts in |
-| `time` | hours of treatment; optional |
+- `drug`: name; untreated cells have the control's;
+- `smiles`: of the drug; not read for untreated cells;
+- `dose`: in nM, positive; not read for untreated cells;
+- `cell_line`: or donor, tissue: what a drug acts in;
+- `time`: hours of treatment; optional.
 
 A condition is written "drug", "drug 100 nM", "drug 24 h" or "drug 100 nM 24 h"; the drug may be a SMILES string.
 """
