@@ -282,16 +282,15 @@ class _Spaces:
     def _subsampled(
         self, function: Callable[[np.ndarray, np.ndarray], float], x: np.ndarray, y: np.ndarray, subsamples: int
     ) -> tuple[Estimate, float]:
-        from scfm.metrics import Estimate
+        from scfm.metrics.estimates import from_subsamples
 
         rng = np.random.default_rng(self.seed)
         draws = []
         for _ in range(subsamples):
             cells = np.sort(rng.permutation(self.n)[: round(KEPT * self.n)])
             draws.append(function(x[cells], y[cells]))
-        low, high = np.quantile(draws, [0.025, 0.975]).tolist() if draws else (np.nan, np.nan)
         chance = float(np.mean([function(x, y[rng.permutation(self.n)]) for _ in range(PERMUTATIONS)]))
-        return Estimate(function(x, y), low, high, "subsamples"), chance
+        return from_subsamples(function(x, y), np.array(draws), kept=KEPT), chance
 
     def transfer(
         self, labels: np.ndarray, batch: np.ndarray | None, donors: np.ndarray | None, resamples: int

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from scfm.metrics.estimates import Estimate, bootstrap_all
+from scfm.metrics.estimates import Estimate, bootstrap_all, from_subsamples
 from scfm.metrics.scores import Score
 
 if TYPE_CHECKING:
@@ -138,16 +138,15 @@ def _subsampled(
     values = np.array([entries[key].score.value for key in keys])
     compared, one, other = _pairs(keys, rival)
     return (
-        dict(zip(keys, _estimates(values, draws), strict=True)),
-        dict(zip(compared, _estimates(values[one] - values[other], draws[:, one] - draws[:, other]), strict=True)),
+        dict(zip(keys, _estimates(values, draws, 1.0), strict=True)),
+        dict(
+            zip(compared, _estimates(values[one] - values[other], draws[:, one] - draws[:, other], np.inf), strict=True)
+        ),
     )
 
 
-def _estimates(values: np.ndarray, draws: np.ndarray) -> list[Estimate]:
-    ends = np.quantile(draws, [0.025, 0.975], axis=0).T if draws.size else []
-    return [
-        Estimate(float(v), float(low), float(high), "subsamples") for v, (low, high) in zip(values, ends, strict=True)
-    ]
+def _estimates(values: np.ndarray, draws: np.ndarray, most: float) -> list[Estimate]:
+    return [from_subsamples(float(value), draws[:, i], kept=KEPT, most=most) for i, value in enumerate(values)]
 
 
 def _pairs(keys: list[Key], rival: str | None) -> tuple[list[Key], list[int], list[int]]:

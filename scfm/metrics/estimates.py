@@ -9,7 +9,7 @@ import numpy as np
 
 from scfm.errors import InputError
 
-__all__ = ["Estimate", "bootstrap", "bootstrap_all", "bootstrap_mean"]
+__all__ = ["Estimate", "bootstrap", "bootstrap_all", "bootstrap_mean", "from_subsamples"]
 
 FEW_GROUPS = 5
 """Below so many donors or studies, cells are resampled: the interval then describes these cells only."""
@@ -24,7 +24,7 @@ class Estimate:
     value, low, high
         The number on the data as they are, and the ends of the interval.
     unit
-        What was resampled: "cells" (descriptive: says nothing of other donors) or "groups".
+        What was resampled: "cells" (descriptive: says nothing of other donors), "groups", or "subsamples" (of cells).
     """
 
     value: float
@@ -134,6 +134,36 @@ def bootstrap_all(
         draws[i] = statistics(drawn)
     unit = "cells" if members is None else "groups"
     return [Estimate(float(v), *_ends(column, level), unit) for v, column in zip(values, draws.T, strict=True)]
+
+
+def from_subsamples(
+    value: float, draws: np.ndarray, *, kept: float, level: float = 0.95, most: float = 1.0
+) -> Estimate:
+    """A number with its interval from subsamples without replacement, for statistics that repeated cells would spoil.
+
+    Subsamples of a share f of the cells differ from each other by sqrt((1 - f) / f) of what samples of all cells would, and are of
+    another size. So the spread of the draws around their median is widened by sqrt(f / (1 - f)) (delete-d jackknife, Shao & Wu 1989,
+    Annals of Statistics 17:1176) and laid around the value.
+
+    Parameters
+    ----------
+    value
+        Of all cells.
+    draws
+        (m,) of subsamples.
+    kept
+        f.
+    level
+        Coverage of the interval.
+    most
+        Largest possible value.
+    """
+    draws = draws[np.isfinite(draws)]
+    if not len(draws) or not np.isfinite(value):
+        return Estimate(value, float("nan"), float("nan"), "subsamples")
+    spread = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]) - np.median(draws)
+    low, high = np.minimum(value + spread * np.sqrt(kept / (1 - kept)), most)
+    return Estimate(value, float(low), float(high), "subsamples")
 
 
 def _ends(draws: np.ndarray, level: float) -> tuple[float, float]:

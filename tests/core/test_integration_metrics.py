@@ -22,6 +22,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from scfm import metrics
 from scfm.clustering import fuzzy_graph, kmeans, leiden
 from scfm.errors import InputError
+from scfm.metrics.estimates import from_subsamples
 from scfm.metrics.silhouette import stratified_rows
 from scfm.neighbours import neighbours
 
@@ -410,6 +411,18 @@ def test_intervals_are_of_donors_where_there_are_five():
     donors = score.interval(np.arange(300) % 6, resamples=200)
     assert donors.unit == "groups"
     assert score.interval(resamples=200, seed=3) == score.interval(resamples=200, seed=3)
+
+
+def test_an_interval_from_subsamples_is_as_wide_as_that_of_resamples():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=400)
+    draws = np.array([values[rng.permutation(400)[:320]].mean() for _ in range(2000)])
+    found = from_subsamples(values.mean(), draws, kept=0.8)
+    other = metrics.bootstrap_mean(values, resamples=2000)
+    assert found.high - found.low == pytest.approx(other.high - other.low, rel=0.1)
+    assert (found.low + found.high) / 2 == pytest.approx(values.mean(), abs=0.01)
+    assert from_subsamples(0.99, draws, kept=0.8).high == 1
+    assert np.isnan(from_subsamples(np.nan, draws, kept=0.8).low)
 
 
 def test_missing_labels_and_neighbours_are_refused():
