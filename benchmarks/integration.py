@@ -31,7 +31,7 @@ from scfm.neighbours import neighbours
 ROOT = Path(__file__).parents[1]
 RESULTS, IMAGES = ROOT / "benchmarks" / "results", ROOT / "docs" / "images"
 PARTS = RESULTS / "integrate.json"
-RESAMPLES = 300
+RESAMPLES = 200
 SHOWN = ("bio", "batch", "overall", "transfer macro F1", "k-NN purity macro", "batch leakage linear")
 SPEED = (
     "silhouette label",

@@ -10,6 +10,7 @@ import numpy as np
 
 from scfm.encoder import CellEncoder
 from scfm.errors import InputError, listing
+from scfm.fitted import FittedEncoder
 from scfm.loading import load
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def embeddings_of(
             source = np.asarray(adata.obsm[source]) if source in adata.obsm else _loaded(source, adata)
         if isinstance(source, CellEncoder):
             encoders.append(source)
-            arrays[name] = source.embed(cells, seed=seed, **(options or {}))
+            arrays[name] = source.embed(cells, seed=seed, **_options_of(source, options))
         else:
             if source.ndim != 2 or len(source) != adata.n_obs:
                 raise InputError(
@@ -101,6 +102,12 @@ def embeddings_of(
         {name: int((~ok).sum()) for name, ok in finite.items() if not ok.all()},
         tuple(encoders),
     )
+
+
+def _options_of(encoder: CellEncoder, options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Options of `embed`; an encoder that is fitted on the cells takes their features by whatever name."""
+    fresh = isinstance(encoder, FittedEncoder) and not encoder.fitted
+    return {name: value for name, value in (options or {}).items() if not (fresh and name == "map_genes")}
 
 
 def named_sources(

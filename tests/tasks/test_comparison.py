@@ -111,3 +111,13 @@ def test_from_the_shell(tmp_path):
     assert "z / turned" in done.output
     assert len(pd.read_csv(tmp_path / "r.csv")) == 8
     assert (tmp_path / "r.png").exists()
+
+
+def test_a_baseline_that_is_fitted_reads_features_of_any_name():
+    from scfm.data import pbmc_demo
+
+    adata = pbmc_demo()[:80].copy()
+    adata.obsm["other"] = np.random.default_rng(0).normal(size=(80, 3))
+    adata.var_names = [f"ENSG{i:011d}" for i in range(adata.n_vars)]
+    result = scfm.tasks.compare("other", adata, options={"map_genes": True}, resamples=5, subsamples=2)
+    assert result.table["other"].unique().tolist() == ["pca"]
