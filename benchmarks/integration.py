@@ -87,10 +87,12 @@ def run(name: str, shared: Path) -> dict[str, Any]:
         ["mini", "random weights"], cells, correct="harmony", resamples=RESAMPLES, options=options, **columns
     )
     print(result, flush=True)
-    result.plot(save=IMAGES / f"integrate_{name}.png")
+
     if name == "blood":
+        result.plot(save=IMAGES / "integrate_blood.png")
         result.umap("mini", save=IMAGES / "integrate_umap.png")
     found: dict[str, Any] = {
+        "resamples": RESAMPLES,
         "cells": int(result.table["n"].iloc[0]),
         "scores": result.table[
             ["encoder", "metric", "group", "value", "low", "high", "unit", "convention"]
@@ -194,14 +196,18 @@ def shown(value: float, low: float = np.nan, high: float = np.nan) -> str:
     return f"{value:.3f}" if low is None or not np.isfinite(low) else f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
-def page(found: dict[str, Any], scib: bool) -> str:
+def page(found: dict[str, Any]) -> str:
     """results/integrate.md."""
     text = f"""# Integration
 
     .venv/bin/python benchmarks/integration.py --shared ../shared --scib-python <python with scib-metrics 0.5.10>
 
-scfm {version("scfm-sdk")}. "random weights" has Geneformer's tokens and two small layers with random weights: a floor, not
-the model; "random" are random numbers. 95 % intervals, {RESAMPLES} resamples; graph connectivity is held fixed in them.
+scfm {version("scfm-sdk")}.
+
+<!-- docs -->
+
+"random weights" has Geneformer's tokens and two small layers with random weights: a floor, not
+the model; "random" are random numbers. 95 % intervals; graph connectivity is held fixed in them.
 
 """
     for name, (title, _) in SETS.items():
@@ -211,9 +217,8 @@ the model; "random" are random numbers. 95 % intervals, {RESAMPLES} resamples; g
         scores = {(row[0], row[1]): row for row in part["scores"]}
         encoders = list(dict.fromkeys(row[0] for row in part["scores"]))
         unit = {row[6] for row in part["scores"]} & {"groups", "cells"}
-        text += (
-            f"## {title}\n\n{part['cells']:,} cells; intervals over {'libraries' if 'groups' in unit else 'cells'}.\n\n"
-        )
+        over = "libraries" if "groups" in unit else "cells"
+        text += f"### {title}\n\n{part['cells']:,} cells; intervals over {over}, {part['resamples']} resamples.\n\n"
         rows = [(e, *[shown(*scores[e, m][3:6]) if (e, m) in scores else "-" for m in SHOWN]) for e in encoders]
         text += table(("embedding", *SHOWN), rows)
         members = (*_members("bio"), *_members("batch"))
@@ -221,7 +226,7 @@ the model; "random" are random numbers. 95 % intervals, {RESAMPLES} resamples; g
         text += "\n" + table(("embedding", *members), rows) + "\n"
         text += "".join(f"- {note}\n" for note in part["notes"]) + "\n"
     if "speed" in found:
-        text += "## CPU seconds of the metrics\n\n4,000 cells of the cortex, 50 components, one thread, "
+        text += "### CPU seconds of the metrics\n\n4,000 cells of the cortex, 50 components, one thread, "
         text += "whatever else runs on the machine. "
         text += "scib-metrics compiles at the first call.\n\n"
         one, other = found["speed"]["ours"], found["speed"]["theirs"]
@@ -254,13 +259,18 @@ def pairs_page(found: dict[str, Any]) -> str:
 
     .venv/bin/python benchmarks/integration.py --shared ../shared
 
-scfm {version("scfm-sdk")}. "random weights": as in integrate.md. "chance": cells of one side, or labels, exchanged at random.
+scfm {version("scfm-sdk")}.
+
+<!-- docs -->
+
+"random weights" is a floor: Geneformer's tokens and two small layers with random weights.
+"chance": cells of one side, or labels, exchanged at random.
 
 """
     for name, (title, _) in SETS.items():
         if "pairs" not in found.get(name, {}):
             continue
-        text += f"## {title}\n\n"
+        text += f"### {title}\n\n"
         rows = [(row[0], row[1], row[2], shown(*row[3:6]), row[6], shown(row[7])) for row in found[name]["pairs"]]
         text += table(("metric", "embedding", "other", "value (95 %)", "interval over", "chance"), rows) + "\n"
         kinds = [row for row in found[name]["types"] if row[2] != "CKA" and row[3] == "mini" and row[4] in ("pca", "")]
@@ -288,9 +298,9 @@ def main() -> None:
     for name in arguments.only:
         found[name] = speed(arguments.shared, arguments.scib_python) if name == "speed" else run(name, arguments.shared)
         PARTS.write_text(json.dumps(found, indent=1))
-        (RESULTS / "integrate.md").write_text(page(found, arguments.scib_python is not None))
-        (RESULTS / "compare.md").write_text(pairs_page(found))
         print(name, "done", flush=True)
+    (RESULTS / "integrate.md").write_text(page(found))
+    (RESULTS / "compare.md").write_text(pairs_page(found))
 
 
 if __name__ == "__main__":

@@ -69,6 +69,7 @@ def run(folder: Path, *, model: str = MODEL) -> DemoResult:
     """
     import scfm
     from scfm.data import pbmc_demo
+    from scfm.plotting import umap_coordinates
 
     require("matplotlib", extra="analysis", purpose="the picture")
     require("umap", extra="analysis", purpose="the picture")
@@ -89,7 +90,7 @@ def run(folder: Path, *, model: str = MODEL) -> DemoResult:
             cells.obs["predicted"] = ""
             cells.obs.loc[query, "predicted"] = predicted
     cells.obs["part"] = np.where(query, "query", "reference")
-    cells.obsm["X_umap"] = _umap(embedding)
+    cells.obsm["X_umap"] = umap_coordinates(embedding, metric="cosine", seed=SEED)
     folder.mkdir(parents=True, exist_ok=True)
     result = DemoResult(
         model=model,
@@ -117,16 +118,6 @@ def _half(labels: np.ndarray) -> np.ndarray:
         members = rng.permutation(np.flatnonzero(labels == label))
         chosen[members[: len(members) // 2]] = True
     return chosen
-
-
-def _umap(embedding: np.ndarray) -> np.ndarray:
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # umap-learn on fixed seeds and threads
-        from umap import UMAP
-
-        return UMAP(n_neighbors=15, min_dist=0.3, metric="cosine", random_state=SEED).fit_transform(embedding)
 
 
 def _picture(cells: AnnData, result: DemoResult) -> bytes:

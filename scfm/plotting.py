@@ -150,9 +150,7 @@ def score_table(
                 continue
             dot = shades(0.08 + 0.8 * within)
             ax.scatter(x, y, s=240 + 400 * within, color=[dot], edgecolor="#333333", linewidth=0.6)
-            ax.text(
-                x, y, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if within > 0.55 else "black"
-            )
+            ax.text(x, y, shown, ha="center", va="center", fontsize=7, color="white" if within > 0.55 else "black")
     for group, places in heads.items():
         ax.text(float(np.mean(places)), -1.75, group, ha="center", va="bottom", fontsize=9, fontweight="bold")
         ax.plot([places[0] - 0.4, places[-1] + 0.4], [-1.7, -1.7], color="#333333", linewidth=0.8)
