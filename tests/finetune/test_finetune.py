@@ -333,16 +333,18 @@ if kill:
 adata = pbmc_demo()[:24].copy()
 adata.obs["odd"] = [str(i % 2) for i in range(24)]
 encoder = scfm.load("mini", device="cpu").with_options(context=24)
-tuned = scfm.finetune(encoder, adata, "odd", method=scfm.LoRA(rank=2, dropout=0.1), epochs=3, batch_size=8,
+objective = {"label": "odd", "masked": scfm.MaskedExpression(0.3), "contrastive": scfm.Contrastive()}[sys.argv[4]]
+tuned = scfm.finetune(encoder, adata, objective, method=scfm.LoRA(rank=2, dropout=0.1), epochs=3, batch_size=8,
                       checkpoints=folder, progress=False, patience=None)
 tuned.save(out)
 """
 
 
 @pytest.mark.slow
-def test_a_killed_run_continues_to_the_same_weights(tmp_path):
+@pytest.mark.parametrize("objective", ["label", "masked", "contrastive"])
+def test_a_killed_run_continues_to_the_same_weights(objective, tmp_path):
     def start(kill: int, folder: str, out: str) -> int:
-        arguments = [str(kill), str(tmp_path / folder), str(tmp_path / out)]
+        arguments = [str(kill), str(tmp_path / folder), str(tmp_path / out), objective]
         return subprocess.run([sys.executable, "-c", RUN, *arguments], timeout=300).returncode
 
     assert start(0, "whole", "whole_out") == 0

@@ -226,3 +226,97 @@ def test_values_that_are_no_counts_are_not_thinned(encoder, cells):
     with pytest.raises(InputError, match="no whole numbers"):
         ContrastiveTarget(0.5, 0.1, 0.1).examples(encoder, whole, whole.tokens, seed=0)
     assert ContrastiveTarget(None, 0.1, 0.1).examples(encoder, whole, whole.tokens, seed=0).thin == 1
+
+
+# scGPT's parts for batches
+
+
+@pytest.fixture
+def scgpt() -> scfm.CellEncoder:
+    from pathlib import Path
+
+    return scfm.load(Path(__file__).parents[1] / "parity" / "scgpt" / "checkpoint", device="cpu")
+
+
+def scgpt_cells(encoder: scfm.CellEncoder) -> AnnData:
+    from scfm.testing import example_data
+
+    data = example_data(encoder)
+    data.obs["batch"] = ["x", "y"] * (data.n_obs // 2) + ["x"] * (data.n_obs % 2)
+    return data
+
+
+def test_decoders_begin_as_they_were_pre_trained_although_they_now_see_the_batch(scgpt):
+    from scfm.encoder import Request
+
+    data = scgpt_cells(scgpt)
+    other = scgpt.for_batches("batch", ("x", "y"))
+    assert other.network.heads >= {"batch_logits", "expression"}
+    assert not scgpt.network.heads & {"batch_logits"}
+    (tokens,), (own,) = other.tokenize(data), scgpt.tokenize(data)
+    other.network.domain_norm = None  # its statistics are of no data yet
+    wanted = Request(frozenset({"cells", "expression", "expression_from_cell"}))
+    with torch.inference_mode():
+        before, after = (e.network(t.collate(range(4)), wanted) for e, t in ((scgpt, own), (other, tokens)))
+    assert torch.equal(before.cells, after.cells)
+    for name in ("expression", "expression_from_cell"):
+        torch.testing.assert_close(before.heads[name], after.heads[name])
+
+
+def test_integration_of_scgpt_has_statistics_of_each_batch_and_asks_for_it(scgpt, tmp_path):
+    data = scgpt_cells(scgpt)
+    run = {**QUICK, "valid": None, "epochs": 1}
+    tuned = scfm.finetune(scgpt, data, scfm.Integration("batch"), method=scfm.LoRA(rank=2), **run)
+    means = [bn.running_mean for bn in tuned.network.base.domain_norm.bns]
+    assert not torch.allclose(means[0], means[1])
+    assert not torch.allclose(means[0], torch.zeros_like(means[0]))
+    assert "domain_norm.bns.0.running_mean" in tuned.record["changed"]
+    tuned.save(tmp_path)
+    again = scfm.load(tmp_path, base=scgpt, device="cpu")
+    assert np.array_equal(again.embed(data, progress=False), tuned.embed(data, progress=False))
+    unknown = data.copy()
+    unknown.obs["batch"] = "z"
+    with pytest.raises(InputError, match="unknown to the checkpoint"):
+        tuned.embed(unknown, progress=False)
+    plain = scfm.finetune(scgpt, data, scfm.Integration("batch", own_parts=False), method=scfm.LoRA(rank=2), **run)
+    del data.obs["batch"]
+    assert np.isfinite(plain.embed(data, progress=False)).all()
+
+
+# By name, and in the shell
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nothing",), "kind='nothing' is not known"),
+        (("masked_expression", "cell_type"), "reads no column"),
+        (("integration",), "needs 'batch'"),
+    ],
+)
+def test_objectives_by_name_say_what_they_need(arguments, message):
+    from scfm.objectives import objective_named
+
+    with pytest.raises(InputError, match=message):
+        objective_named(*arguments)
+    with pytest.raises(InputError, match="has no 'rate'"):
+        objective_named("contrastive", rate=1)
+    assert objective_named("integration", "donor", share=0.2) == scfm.Integration("donor", share=0.2)
+
+
+def test_masked_expression_in_the_shell(cells, tmp_path):
+    import json
+
+    from typer.testing import CliRunner
+
+    from scfm.cli import app
+
+    cells[:16].copy().write_h5ad(tmp_path / "cells.h5ad")
+    out = str(tmp_path / "tuned")
+    common = ["finetune", "mini", str(tmp_path / "cells.h5ad"), "--out", out, "--device", "cpu", "--json"]
+    options = ["--kind", "masked_expression", "-K", "share=0.4", "-O", "context=24", "--epochs", "1", "--metric", "mse"]
+    result = CliRunner().invoke(app, [*common, *options, "--gradient-checkpointing"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["target"] == "masked expression"
+    assert scfm.load(out, device="cpu").target.share == 0.4
+    assert CliRunner().invoke(app, common).exit_code == 2
