@@ -54,9 +54,10 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(prefix="scfm-memory-") as name:
         folder = Path(name)
+        pbmc_demo()[:96].write_h5ad(folder / "some.h5ad")
         pbmc_demo()[:12].write_h5ad(folder / "few.h5ad")
         common = {"model.device": "cpu", "train.epochs": 1, "data.valid": None}
-        mini = {**common, "data.train": "scfm:pbmc_demo", "train.batch_size": 32}
+        mini = {**common, "data.train": str(folder / "some.h5ad"), "train.batch_size": 32}
         large = {
             **common,
             "data.train": str(folder / "few.h5ad"),

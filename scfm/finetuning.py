@@ -256,6 +256,7 @@ def _record(encoder: CellEncoder, how: Method, sides: Sides, settings: Settings,
         "settings": {**asdict(settings), "head_dropout": head_dropout},
         "data": digest(sides.training, sides.target)
         + ("" if sides.held_out is None else digest(sides.held_out, sides.target)),
+        "processes": processes()[1],
         "versions": versions(),
     }
 

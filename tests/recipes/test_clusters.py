@@ -17,7 +17,8 @@ from safetensors.numpy import load_file
 
 import scfm
 from scfm.data import pbmc_demo
-from scfm.plans import cluster_files
+from scfm.errors import ResumeError
+from scfm.plans import cluster_files, train
 
 WEIGHTS = {"lora": "adapter_model.safetensors", "full": "weights.safetensors"}
 RECIPE = {
@@ -116,6 +117,14 @@ def test_artefacts_are_saved_once_and_whole(runs: Path, method: str, kind: str) 
     last = sorted(two.with_name(f"{two.name}.checkpoints").glob("checkpoint-*"))[-1]
     assert [path.name for path in last.glob("*.safetensors")] == ["trained.safetensors"]
     assert {path.name for path in last.iterdir()} >= {"optimizer.pt", "scheduler.pt", "trainer_state.json"}
+
+
+@pytest.mark.slow
+def test_a_run_of_another_number_of_processes_is_not_continued(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its steps are made of other cells."""
+    monkeypatch.chdir(runs)
+    with pytest.raises(ResumeError, match="it differs in processes"):
+        train("small.yaml", {"method": "lora", "train.batch_size": 8, "out": "ddp-lora"}, progress=False)
 
 
 @pytest.mark.slow
