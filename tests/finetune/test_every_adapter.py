@@ -45,11 +45,12 @@ ADDED = (".lora_", ".after_attention.", ".token_adapter.", ".prefix.")
 """Parts of the names of what methods put into a network."""
 LINEAR_MAPS = ("pca", "lsi")
 """Baselines without a Linear layer."""
+NO_ATTENTION = (*LINEAR_MAPS, "cellmemory", "sc_mamba2", "student")
 NOT_POSSIBLE = {
     "lora": (LINEAR_MAPS, "no Linear"),
-    "encoder_adapter": ((*LINEAR_MAPS, "cellmemory", "sc_mamba2"), "not built of attention layers"),
-    "prefix": ((*LINEAR_MAPS, "cellmemory", "sc_mamba2"), "not built of attention layers"),
-    "token_adapter": ((*LINEAR_MAPS, "scplantformer"), "no embedding of tokens"),
+    "encoder_adapter": (NO_ATTENTION, "not built of attention layers"),
+    "prefix": (NO_ATTENTION, "not built of attention layers"),
+    "token_adapter": ((*LINEAR_MAPS, "scplantformer", "student"), "no embedding of tokens"),
 }
 """Families whose architecture a method does not fit, and what is said."""
 OBJECTIVES = {
@@ -200,6 +201,7 @@ NO_GENE_TOKENS = {
     "lsi": "not built of attention layers",
     "scplantformer": "stand for no genes",
     "cellmemory": "not built of attention layers",
+    "student": "not built of attention layers",
     "cellpatch": "not built of attention layers",  # its states of genes stand before the layers
     "cellplm": "not built of attention layers",
     "sc_mamba2": "not built of attention layers",
