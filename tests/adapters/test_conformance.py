@@ -12,8 +12,11 @@ import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import scfm
+from scfm.encoder import Request
 from scfm.fitted import FittedEncoder
 from scfm.registry import adapters
 from scfm.testing import CHECKS, applicable, check_encoder, example_data
@@ -144,3 +147,52 @@ def test_example_data_fit_the_encoder(name: str) -> None:
     report = encoder.check(data)
     assert report.empty_cells == 0
     assert report.genes.matched < report.genes.features
+
+
+# The fast path: cells alone or in full batches, no masks, only the layers and rows that are needed
+
+
+def plain(encoder: scfm.CellEncoder, data: AnnData) -> np.ndarray:
+    """All cells in one padded batch, with every output asked for, so that nothing is left out."""
+    (tokens,) = encoder.tokenize(data)
+    batch = tokens.collate(np.arange(len(tokens))).to(encoder.device)
+    outputs = {"cells", "tokens"} | encoder.network.heads
+    if scfm.Capability.ATTENTION in encoder.capabilities:
+        outputs |= {"attention"}
+    with torch.inference_mode():
+        return encoder.network(batch, Request(frozenset(outputs))).cells.float().numpy()
+
+
+@pytest.mark.parametrize("name", [name for _, name in encoders()])
+def test_fast_equals_plain(name: str) -> None:
+    encoder = load(name)
+    if encoder.tokenizer.grouped:
+        pytest.skip("cells that see each other are one batch either way")
+    data = example_data(encoder, n_cells=6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected, found = plain(encoder, data), encoder.embed(data)
+    scale = max(1.0, float(np.abs(expected).max()))
+    np.testing.assert_allclose(found / scale, expected / scale, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", [name for _, name in encoders()])
+def test_any_order_any_cut_any_batch_size(name: str) -> None:
+    encoder = load(name)
+    if encoder.tokenizer.grouped:
+        pytest.skip("cells that see each other depend on their group")
+    data = example_data(encoder, n_cells=7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole = encoder.embed(data)
+    scale = max(1.0, float(np.abs(whole).max()))
+
+    @settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(order=st.permutations(range(7)), cut=st.integers(0, 7), size=st.integers(1, 7))
+    def property_(order: list[int], cut: int, size: int) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            parts = [encoder.embed(data[list(rows)], batch_size=size) for rows in (order[:cut], order[cut:]) if rows]
+        np.testing.assert_allclose(np.vstack(parts) / scale, whole[list(order)] / scale, atol=1e-5, rtol=0)
+
+    property_()
