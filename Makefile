@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-slow dev lint types layers unit docs clean help
+.PHONY: demo test test-slow dev lint types layers unit docs bench clean help
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,20 @@ unit: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev  ## build docs/_build/index.html; a warning fails it
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build
+
+BENCH    ?= /tmp/scfm-bench
+ORIGINAL ?=
+SHARED   ?= ../shared
+
+bench: $(VENV)/.installed-dev  ## measure everything and rewrite docs/performance.md (hours; ORIGINAL=python of the originals' environment)
+	$(BIN)/python benchmarks/models.py
+	$(BIN)/python benchmarks/geneformer_speed.py
+	$(BIN)/python benchmarks/memory.py --folder $(BENCH)
+	$(BIN)/python benchmarks/inexact.py
+	$(BIN)/python benchmarks/distill.py --shared $(SHARED)
+	$(BIN)/python benchmarks/make_inputs.py --shared $(SHARED) --out $(BENCH) --cells 64 8192
+	test -z "$(ORIGINAL)" || $(BIN)/python benchmarks/scgpt_speed.py --inputs $(BENCH) --original-python $(ORIGINAL) --rounds 2
+	$(BIN)/python benchmarks/report.py
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "scfm needs Python 3.11 or newer: make PYTHON=python3.12")'

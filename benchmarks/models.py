@@ -322,6 +322,9 @@ def measure(name: str, seconds: float) -> dict[str, Any]:
         count = min(900, max(count + 2, int(count * min(30, seconds / spent)) // 2 * 2))
         spent, cpu = timed(count)
     return {
+        "flops": flops_a_cell(encoder),
+        "tokenized_a_cpu_second": tokenized_a_cpu_second(encoder),
+        "gemm_gflops": gemm(),
         "parameters": sum(p.numel() for p in encoder.network.parameters()),
         "tokens": int(np.median(tokens.lengths)),
         "cells": count,
@@ -329,6 +332,51 @@ def measure(name: str, seconds: float) -> dict[str, Any]:
         "cpu_seconds": cpu,
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
+
+
+def flops_a_cell(encoder: CellEncoder) -> float | None:
+    """Floating-point operations of matrix products and attention for a cell, mean of four; None where torch can't count them."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    data = cells(encoder, 4)
+    (tokens,) = encoder.tokenize(data)
+    parts = [np.arange(4)] if encoder.tokenizer.grouped else [np.array([row]) for row in range(4)]
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        for rows in parts:
+            encoder.network(tokens.collate(rows))
+    return counter.get_total_flops() / 4 or None
+
+
+def tokenized_a_cpu_second(encoder: CellEncoder) -> float:
+    """Cells read, checked and tokenized in a second of one core."""
+    data = cells(encoder, 900)
+    for _ in encoder.tokenize(cells(encoder, 32)):
+        pass
+    start = time.process_time()
+    for _ in encoder.tokenize(data):
+        pass
+    return 900 / (time.process_time() - start)
+
+
+def gemm() -> float:
+    """This machine's rate for one thread, in 10^9 operations a second."""
+    import torch
+    from gemm import SHAPES, window_gflops
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return max(window_gflops(*shape) for shape in SHAPES)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def share_of_gemm(r: dict[str, Any]) -> float | None:
+    """Counted operations a CPU second, as a share of what one thread's matrix product does."""
+    if not r.get("flops"):
+        return None
+    return r["flops"] * r["cells"] / r["cpu_seconds"] / (r["gemm_gflops"] * 1e9)
 
 
 # All models
@@ -377,17 +425,22 @@ def report(results: dict[str, dict[str, Any]]) -> str:
         f"Published sizes, random weights, float32, {os.cpu_count()} cores ({processor()}). Cells are the shipped PBMCs.",
         "*elsewhere*: cores that other programs used meanwhile. Above 0.2 the wall clock is too slow, and *cells/s* is from CPU time,",
         "times the number of cores. Two cells were measured of slow models: read these figures to a factor of two.",
+        "*GFLOP*: matrix products and attention of a cell, counted by torch. *GEMM*: those a CPU second, as a share of one thread's matrix product",
+        "in the same process. *tokenized*: cells read, checked and tokenized in a second of one core.",
         "",
-        "| model | parameters | tokens a cell | cells/s | cells | seconds | CPU seconds | peak, GB | elsewhere | |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| model | parameters | tokens a cell | GFLOP a cell | tokenized/s | cells/s | GEMM | cells | seconds | CPU seconds | peak, GB | elsewhere | |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, r in results.items():
         note = MODELS[name].note
         if "why_not" in r:
-            lines.append(f"| {name} | | | not measured | | | | | | {r['why_not']} |")
+            lines.append(f"| {name} | | | | | not measured | | | | | | | {r['why_not']} |")
             continue
+        share = share_of_gemm(r)
         lines.append(
-            f"| {name} | {r['parameters']:,} | {r['tokens']:,} | {rounded(cells_a_second(r)):,g} | {r['cells']} | {r['seconds']:.1f} "
+            f"| {name} | {r['parameters']:,} | {r['tokens']:,} | {'' if not r.get('flops') else format(r['flops'] / 1e9, '.3g')} "
+            f"| {'' if 'tokenized_a_cpu_second' not in r else format(rounded(r['tokenized_a_cpu_second']), ',g')} "
+            f"| {rounded(cells_a_second(r)):,g} | {'' if share is None else format(share, '.0%')} | {r['cells']} | {r['seconds']:.1f} "
             f"| {r['cpu_seconds']:.1f} | {r['peak_gb']:.1f} | {r['busy_elsewhere']:.1f} | {note} |"
         )
     return "\n".join(lines) + "\n"

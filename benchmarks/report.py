@@ -1,0 +1,31 @@
+"""docs/performance.md from the tables that the benchmarks wrote.
+
+    .venv/bin/python benchmarks/report.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "performance.md"
+PARTS = ("scgpt", "geneformer", "models", "memory", "growth", "inexact", "distill", "finetune_speed", "atac")
+HEAD = """# Performance
+
+Written by `benchmarks/report.py` from what the benchmarks of the folder `benchmarks/` last measured (`make bench` runs them); each part names its
+command. No figure is asserted by a test. Machine: 2 cores (AMD EPYC, AVX2, no bfloat16 or int8 units), 24 GiB, no GPU.
+"""
+
+
+def main() -> None:
+    """Write the page."""
+    parts = [HEAD]
+    for name in PARTS:
+        path = HERE / "results" / f"{name}.md"
+        if path.exists():
+            parts.append("\n".join(f"#{line}" if line.startswith("#") else line for line in path.read_text().splitlines()) + "\n")
+    PAGE.write_text("\n".join(parts))
+
+
+if __name__ == "__main__":
+    main()
