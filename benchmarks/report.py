@@ -1,6 +1,6 @@
 """docs/performance.md from the tables that the benchmarks wrote.
 
-    .venv/bin/python benchmarks/report.py
+.venv/bin/python benchmarks/report.py
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ def main() -> None:
     for name in PARTS:
         path = HERE / "results" / f"{name}.md"
         if path.exists():
-            parts.append("\n".join(f"#{line}" if line.startswith("#") else line for line in path.read_text().splitlines()) + "\n")
+            parts.append(
+                "\n".join(f"#{line}" if line.startswith("#") else line for line in path.read_text().splitlines()) + "\n"
+            )
     PAGE.write_text("\n".join(parts))
 
 
