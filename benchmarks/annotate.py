@@ -3,8 +3,7 @@
     .venv/bin/python benchmarks/annotate.py --shared ../shared [--only chemistries coverage across unknown mouse chromatin]
 
 Writes results/annotate.md, results/annotate.json and docs/images/annotate.png. Encoders: `mini`, `pca` (fitted on the cells
-that teach), and
-a small Geneformer with random weights: its figures are a floor, not the model's.
+that teach), and a small Geneformer with random weights: its figures are a floor, not the model's.
 """
 
 from __future__ import annotations
@@ -364,10 +363,9 @@ scfm {version("scfm-sdk")}.
 <!-- docs -->
 
 By `benchmarks/annotate.py` on `../shared/data`. "Random weights" has Geneformer's tokens and two small layers with random
-weights: a floor, not
-the model. Intervals are 95 %, over cells where no five donors are known, and then say nothing of other donors. Random folds and
-halves have cells of
-one donor on both sides. Labels of the blood sets come from clustering the same RNA. mini was trained on pbmc3k's cells, without labels.
+weights: a floor, not the model. Intervals are 95 %, over cells where no five donors are known, and then say nothing of other
+donors. Random folds and halves have cells of one donor on both sides. Labels of the blood sets come from clustering the same
+RNA. mini was trained on pbmc3k's cells, without labels.
 
 """
     if "chemistries" in found:
@@ -385,11 +383,9 @@ one donor on both sides. Labels of the blood sets come from clustering the same 
 ### Coverage on exchangeable cells
 
 Random halves, {SEEDS} times each: one half is the reference (30 % of it held out for calibration), the other the query;
-`reject` is set to alpha too.
-"Beyond chance": draws in which more cells were missed (or rejected) than in 95 % of the draws of a method that is exactly valid, by the
-beta-binomial law of so many calibration and query cells; one in {SEEDS} is expected, or fewer. Votes of neighbours have few
-values, so their
-sets are larger than they need be.
+`reject` is set to alpha too. "Beyond chance": draws in which more cells were missed (or rejected) than in 95 % of the draws
+of a method that is exactly valid, by the beta-binomial law of so many calibration and query cells; one in {SEEDS} is
+expected, or fewer. Votes of neighbours have few values, so their sets are larger than they need be.
 
 """
         header = ("data", "method", "alpha", "coverage, mean (range)", "beyond chance", "rejected", "beyond chance")
@@ -399,9 +395,8 @@ sets are larger than they need be.
 ### Another study: the promise breaks
 
 Reference pbmc3k (3' v1, one donor), query pbmc_3tech, {found["across"]["genes"]} shared genes, naive and memory CD4 T cells
-together. Asked for: coverage
-0.900, at most 0.050 rejected. Query and calibration cells are not exchangeable, and the thresholds know nothing of other chemistries.
-Unknown are HSC and MK (10 cells).
+together. Asked for: coverage 0.900, at most 0.050 rejected. Query and calibration cells are not exchangeable, and the
+thresholds know nothing of other chemistries. Unknown are HSC and MK (10 cells).
 
 """
         header = ("method", "accuracy", "coverage", "3' v1", "3' v2", "5'", "rejected of known types", "unknown AUROC")
@@ -411,10 +406,8 @@ Unknown are HSC and MK (10 cells).
 ### Unknown types: leave one type out
 
 Random halves; each type of {LEAST} cells or more is taken out of the reference in turn. AUROC of telling its cells from the
-others, mean over the
-types (least to most); share of the type's cells that is rejected at 5 %, and of the others. Labels by class means. PCA was fitted
-on the whole
-reference half, the left-out type included.
+others, mean over the types (least to most); share of the type's cells that is rejected at 5 %, and of the others. Labels by
+class means. PCA was fitted on the whole reference half, the left-out type included.
 
 """
         header = ("data", "encoder", "novelty", "types", "AUROC", "hardest type", "rejected", "rejected of known")

@@ -151,7 +151,7 @@ def annotate(
         progress=progress,
         seed=seed,
     )
-    job.check(reference)
+    job.check(reference, query)
     return assemble(
         job,
         reference,

@@ -39,8 +39,13 @@ class Job:
     progress: bool | None
     seed: int
 
-    def check(self, reference: AnnData | None) -> None:
+    def check(self, reference: AnnData | None, query: AnnData | None) -> None:
         """Refuse, before any work, what can't be done."""
+        for side, adata in (("reference", reference), ("query", query)):
+            if adata is not None and not hasattr(adata, "obs"):
+                raise InputError(
+                    f"the {side} is a {type(adata).__name__}; cells in memory are needed.", "anndata.read_h5ad(path)"
+                )
         if self.encoder is None and self.use_rep is None:
             raise InputError("neither an encoder nor embeddings are given.", "Pass an encoder, or use_rep='X_...'.")
         if self.encoder is not None:

@@ -418,6 +418,8 @@ def test_what_cannot_be_is_refused_before_work():
     for options, message in cases:
         with pytest.raises(InputError, match=message):
             annotate(reference, query, **options)
+    with pytest.raises(InputError, match="the query is a str; cells in memory"):
+        annotate(reference, "query.h5ad")
     with pytest.raises(InputError, match="the same cells"):
         annotate(reference, reference)
     with pytest.raises(InputError, match="without a reference"):
