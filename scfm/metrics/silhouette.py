@@ -108,7 +108,7 @@ def silhouette_label(embedding: np.ndarray, labels: np.ndarray) -> Score:
 
 
 def silhouette_batch(embedding: np.ndarray, labels: np.ndarray, batch: np.ndarray) -> Score:
-    """Batch silhouette (Luecken et al. 2022, doi:10.1038/s41592-021-01336-8): 1 - |s_i| of batches within a label.
+    """Batch silhouette (Luecken et al. 2022, doi:10.1038/s41592-021-01336-8): ``1 - |s_i|`` of batches within a label.
 
     Mean within each label that has two batches or more and fewer batches than cells, then the plain mean over labels: rare labels weigh as
     much as common ones. 1 is well mixed.

@@ -14,9 +14,10 @@ def linear_cka(first: np.ndarray, second: np.ndarray, *, debiased: bool = True) 
 
         CKA = HSIC(X, Y) / sqrt(HSIC(X, X) HSIC(Y, Y)),  on centred X, Y with rows x_i, y_i
 
-    Biased: HSIC = |X'Y|_F^2, which nears 1 for any two embeddings of more dimensions than cells. Debiased (Song et al. 2012,
-    JMLR 13:1393): HSIC = |X'Y|_F^2 - n / (n - 2) sum_i |x_i|^2 |y_i|^2 + |X|_F^2 |Y|_F^2 / ((n - 1)(n - 2)), near 0 for unrelated ones
-    and at times below.
+    Biased: HSIC = norm2(X'Y), where norm2 is the sum of squares; it nears 1 for any two embeddings of more dimensions than cells.
+    Debiased (Song et al. 2012, JMLR 13:1393), near 0 for unrelated ones and at times below:
+
+        HSIC = norm2(X'Y) - n / (n - 2) sum_i norm2(x_i) norm2(y_i) + norm2(X) norm2(Y) / ((n - 1)(n - 2))
 
     Parameters
     ----------

@@ -68,7 +68,7 @@ def diffusion_map(distances: np.ndarray, indices: np.ndarray, *, components: int
 def diffusion_pseudotime(distances: np.ndarray, indices: np.ndarray, root: int, *, components: int = 10) -> np.ndarray:
     """Diffusion pseudotime from a root cell.
 
-        dpt_i = | sum over l >= 2 of (lambda_l / (1 - lambda_l)) (psi_l(i) - psi_l(root)) e_l |,  divided by its largest
+        dpt_i^2 = sum over l >= 2 of (lambda_l / (1 - lambda_l))^2 (psi_l(i) - psi_l(root))^2,  dpt_i divided by the largest
 
     Parameters
     ----------
