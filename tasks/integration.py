@@ -92,14 +92,16 @@ class Integration(TaskResult):
 
     def summary(self) -> str:
         """Bio, batch and overall of each embedding; where the plain rival is ahead; notes."""
-        wide, low, high = (self.wide(column)[["bio", "batch", "overall"]] for column in ("value", "low", "high"))
+        defined = self.wide()["overall"].notna().any()
+        shown = ["bio", "batch", "overall"] if defined else ["iLISI", "kBET", "PCR comparison"]  # which need no labels
+        wide, low, high = (self.wide(column)[shown] for column in ("value", "low", "high"))
         width = max(9, *(len(name) for name in wide.index))
-        lines = [f"{'':<{width}}  {'bio':^22}  {'batch':^22}  {'overall':^22}"]
+        lines = [f"{'':<{width}}  {shown[0]:^22}  {shown[1]:^22}  {shown[2]:^22}".rstrip()]
         for name, *parts in zip(wide.index, wide.to_numpy(), low.to_numpy(), high.to_numpy(), strict=True):
             cells = [_interval(*map(float, each)) for each in zip(*parts, strict=True)]
             lines.append(f"{name:<{width}}  " + "  ".join(f"{cell:<22}" for cell in cells))
         lines[1:] = [line.rstrip() for line in lines[1:]]
-        lines.append("[95 % interval]  overall = 0.6 bio + 0.4 batch")
+        lines.append("[95 % interval]" + ("  overall = 0.6 bio + 0.4 batch" if defined else ""))
         undefined = self.table[(self.table["metric"] == "overall") & self.table["value"].isna()]
         if len(undefined):
             lines.append(f"overall is not defined: {undefined['reason'].iloc[0]}")
