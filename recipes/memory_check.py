@@ -73,7 +73,7 @@ def main() -> None:
         rows = []
         for number, (what, (recipe, settings)) in enumerate(cases.items()):
             given = {**settings, "out": str(folder / f"out{number}")}
-            found = re.search(r"peak +about ([\d.]+) (MB|GB)", _child("plan", recipe, given))
+            found = re.search(r"peak +at least ([\d.]+) (MB|GB)", _child("plan", recipe, given))
             assert found is not None
             estimated = float(found[1]) * {"MB": 1e-3, "GB": 1.0}[found[2]]
             measured = int(_child("run", recipe, given)) * 1024 / 1e9

@@ -145,9 +145,9 @@ def _told(memory: TrainingMemory, device: torch.device) -> dict[str, Any]:
         return {
             "now": f"{_size(now)}, with libraries, the model twice and all tokens",
             **found,
-            "peak": f"about {_size(now + memory.training + memory.activations)} in each process, estimated",
+            "peak": f"at least {_size(now + memory.training + memory.activations)} in each process, estimated",
         }
-    return {"weights": _size(memory.weights), **found, "peak": f"about {_size(memory.total)} on {device}, estimated"}
+    return {"weights": _size(memory.weights), **found, "peak": f"at least {_size(memory.total)} on {device}, estimated"}
 
 
 def _size(count: int) -> str:
