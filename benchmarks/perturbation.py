@@ -54,7 +54,7 @@ def fine_tuned(encoder: scfm.CellEncoder, cells: AnnData, train: Sequence[str]) 
     """`mini` fine-tuned to predict the training responses; the last epoch's weights."""
     screen = gene_screen(cells, control="control", target_sum=TARGET_SUM)
     keys = [key for key in screen.keys if key[1] in set(train)]
-    run: dict[str, Any] = dict(valid=None, epochs=40, batch_size=6, learning_rate=5e-3, progress=False, seed=0)
+    run: dict[str, Any] = dict(valid=None, epochs=30, batch_size=6, learning_rate=5e-3, progress=False, seed=0)
     made = scfm.finetune(
         encoder, screen.examples(keys), scfm.GeneResponse(screen, interaction=0), method="drug_conditional", **run
     )

@@ -13,7 +13,14 @@ from scipy import sparse
 from scfm.errors import InputError, listing
 from scfm.perturbation.conditions import Key, genes_of, panel_genes
 from scfm.perturbation.de import DE, cpm, differential_expression, top_non_dropout, welch_scores
-from scfm.perturbation.pseudobulk import TARGET_SUM, Profiles, jackknife_variance, log_profiles, profiles_of
+from scfm.perturbation.pseudobulk import (
+    TARGET_SUM,
+    Profiles,
+    jackknife_variance,
+    log_profiles,
+    profiles_of,
+    screen_cells,
+)
 from scfm.perturbation.response import RESPONSE, linear_response
 
 if TYPE_CHECKING:
@@ -189,28 +196,10 @@ def measured_cells(
     target_sum: float = TARGET_SUM,
 ) -> Measured:
     """Cells of an AnnData of counts; the arguments are those of `pseudobulk`."""
-    from scfm.cells import Source, check_values
-
-    source = Source(adata, layer)
-    columns = [condition, *([context] if context else [])]
-    source.require_obs(columns, "Pass condition= and context= as they are called there.")
-    if source.obs[columns].isna().to_numpy().any():
-        raise InputError(f"obs[{columns}] has missing values.", "Remove these cells.")
-    everything = slice(0, source.shape[0])
-    matrix = source.take(everything)
-    check_values(matrix, "counts", source, everything, "the evaluation")
-    names = source.obs[condition].astype(str)
-    if control not in set(names):
-        raise InputError(
-            f"obs[{condition!r}] has no {control!r}; it has {listing(sorted(set(names)))}.", "Pass control=."
-        )
-    if not source.var.index.is_unique:
-        raise InputError("var_names are repeated.", "Call adata.var_names_make_unique().")
-    contexts = source.obs[context].astype(str) if context else [""] * len(names)
+    matrix, keys, genes = screen_cells(adata, condition, control, context, layer, "the evaluation")
     filled = np.asarray(matrix.sum(axis=1)).reshape(-1) > 0  # a cell without counts has no profile
-    keys = tuple(key for key, kept in zip(zip(contexts, names, strict=True), filled, strict=True) if kept)
-    genes = np.asarray(source.var.index, dtype=object)
-    return Measured(matrix[filled], keys, genes, control, target_sum)
+    kept = tuple(key for key, full in zip(keys, filled, strict=True) if full)
+    return Measured(matrix[filled], kept, genes, control, target_sum)
 
 
 def predicted_cells(

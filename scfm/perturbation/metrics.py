@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from scfm.errors import InputError
+from scfm.metrics.classification import auroc, average_precision
 
 __all__ = [
     "auprc_ratio",
@@ -99,21 +100,14 @@ def weighted_r2_delta(truth: np.ndarray, predicted: np.ndarray, reference: np.nd
 
 def auroc_de(significant: np.ndarray, score: np.ndarray) -> float:
     """Area under the ROC curve of finding the significant genes by a score, e.g. |predicted log fold change|; NaN without both classes."""
-    from scipy.stats import rankdata
-
-    hits, misses = int(significant.sum()), int((~significant).sum())
-    if hits == 0 or misses == 0:
-        return float("nan")
-    return float((rankdata(score)[significant].sum() - hits * (hits + 1) / 2) / (hits * misses))
+    return auroc(significant, score)
 
 
 def auprc_ratio(significant: np.ndarray, score: np.ndarray) -> float:
     """Average precision of the same over the share of significant genes: 1 is random. NaN without both classes."""
-    from sklearn.metrics import average_precision_score
-
     if significant.all() or not significant.any():
         return float("nan")
-    return float(average_precision_score(significant, score) / significant.mean())
+    return average_precision(significant, score) / float(significant.mean())
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:

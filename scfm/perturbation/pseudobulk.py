@@ -183,6 +183,20 @@ def pseudobulk(
     InputError
         A column, the layer or the control is missing, or the matrix holds no counts.
     """
+    matrix, keys, genes = screen_cells(adata, condition, control, context, layer, "pseudobulk")
+    return profiles_of(matrix, keys, genes, control=control, target_sum=target_sum)
+
+
+def screen_cells(
+    adata: AnnData, condition: str, control: str, context: str | None, layer: str | None, reader: str
+) -> tuple[sparse.csr_matrix, list[Key], np.ndarray]:
+    """Counts, (context, condition) and genes of a screen's cells; the arguments are those of `pseudobulk`, `reader` is named in errors.
+
+    Raises
+    ------
+    InputError
+        A column, the layer or the control is missing, or the matrix holds no counts.
+    """
     from scfm.cells import Source, check_values
 
     source = Source(adata, layer)
@@ -190,17 +204,18 @@ def pseudobulk(
     source.require_obs(columns, "Pass condition= and context= as they are called there.")
     if source.obs[columns].isna().to_numpy().any():
         raise InputError(f"obs[{columns}] has missing values.", "Remove these cells.")
-    matrix = source.take(slice(0, source.shape[0]))
-    check_values(matrix, "counts", source, slice(0, source.shape[0]), "pseudobulk")
+    everything = slice(0, source.shape[0])
+    matrix = source.take(everything)
+    check_values(matrix, "counts", source, everything, reader)
     names = source.obs[condition].astype(str)
     if control not in set(names):
         raise InputError(
             f"obs[{condition!r}] has no {control!r}; it has {listing(sorted(set(names)))}.", "Pass control=."
         )
+    if not source.var.index.is_unique:
+        raise InputError("var_names are repeated.", "Call adata.var_names_make_unique().")
     contexts = source.obs[context].astype(str) if context else [""] * len(names)
-    return profiles_of(
-        matrix, list(zip(contexts, names, strict=True)), source.var.index, control=control, target_sum=target_sum
-    )
+    return matrix, list(zip(contexts, names, strict=True)), np.asarray(source.var.index, dtype=object)
 
 
 def jackknife_variance(matrix: Any, target_sum: float = TARGET_SUM) -> float:
