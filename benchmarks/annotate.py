@@ -99,7 +99,9 @@ def read(shared: Path, cache: Path, name: str) -> AnnData:
 
 def way(name: str) -> dict[str, Any]:
     """How `annotate` gets an encoder's vectors."""
-    return {"encoder": scfm.load("pca")} if name == "pca" else {"encoder": None, "use_rep": f"X_{name}"}
+    if name == "pca":
+        return {"encoder": scfm.load("pca")}
+    return {"encoder": scfm.load("mini") if name == "mini" else None, "use_rep": f"X_{name}"}
 
 
 SHOWN = {"mini": "mini", "pca": "pca", "random": "random weights (floor)"}
