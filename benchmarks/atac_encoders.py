@@ -200,7 +200,12 @@ def imputation(args: argparse.Namespace) -> str:
             cells = [scores.loc[(method, metric)] for metric in ("AUROC", "AUPRC")]
             shown = method if method != "decoder" else "decoder, random weights"
             rows.append(
-                (name, shown, *(f"{c.value:.3f} [{c.low:.3f}, {c.high:.3f}]" for c in cells), f"{int(cells[0].cells):,}")
+                (
+                    name,
+                    shown,
+                    *(f"{c.value:.3f} [{c.low:.3f}, {c.high:.3f}]" for c in cells),
+                    f"{int(cells[0].cells):,}",
+                )
             )
     return (
         "## Imputation\n\n10 % of the open regions of each cell hidden, ten regions without a count against each (`scfm.tasks.impute`). "
