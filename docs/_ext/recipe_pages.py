@@ -67,7 +67,7 @@ def _page(name: str, path: Path, recipe: Any) -> str:
 
 ## Data
 
-{recipe.expects.data.capitalize()}.
+{recipe.expects.data[:1].upper()}{recipe.expects.data[1:]}.
 
 {_columns(recipe)}
 ## Result
