@@ -133,9 +133,13 @@ class FittedEncoder(CellEncoder):
         return self.network.loadings.weight
 
     def embed(self, data: Data, **options: Any) -> np.ndarray:
-        """Embed cells; an encoder that is not fitted is fitted on `data` first. Arguments as for `CellEncoder.embed`."""
+        """Embed cells; an encoder that is not fitted is fitted on `data` first. Arguments as for `CellEncoder.embed`.
+
+        What is fitted on the data knows their features by their own names: `map_genes` then has nothing to do.
+        """
         if self.fitted:
             return super().embed(data, **options)
+        options.pop("map_genes", None)
         reading = {name: options[name] for name in ("layer", "gene_column", "values") if name in options}
         return self.fit(data, **reading).embed(data, **options)
 

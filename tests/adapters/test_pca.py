@@ -32,3 +32,12 @@ def test_more_components_than_cells_are_refused():
         InputError, match=r"4 cells with 9 features do not determine 50 components(.|\n)*'pca', components=<fewer>"
     ):
         scfm.load("pca", device="cpu").embed(data)
+
+
+def test_an_unfitted_encoder_needs_no_mapping_of_names():
+    from scfm.data import pbmc_demo
+
+    cells = pbmc_demo()[:100].copy()
+    cells.var_names = [f"ENSG{i:011d}" for i in range(cells.n_vars)]
+    encoder = scfm.load("pca", device="cpu", components=5, top_genes=100)
+    np.testing.assert_array_equal(encoder.embed(cells, map_genes=True), encoder.embed(cells))
