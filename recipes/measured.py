@@ -108,29 +108,6 @@ def annotation_lora_mini(shared: Path, folder: Path) -> dict[str, Any]:
     return _annotation("annotation_lora_mini", shared, folder, MINI, name="annotation_lora_mini")
 
 
-def _parity(shared: Path, name: str) -> str:
-    return str(shared / "fixtures" / name / "checkpoint")
-
-
-def annotation_lora_scgpt(shared: Path, folder: Path) -> dict[str, Any]:
-    settings = {**MINI, "model.name": _parity(shared, "scgpt"), "model.load": {}}
-    found = _annotation("annotation_lora_scgpt", shared, folder, settings, name="annotation_lora_scgpt")
-    return {**found, "note": RANDOM}
-
-
-def annotation_lora_geneformer(shared: Path, folder: Path) -> dict[str, Any]:
-    settings = {**MINI, "model.name": _parity(shared, "geneformer_v2"), "data.map_genes": True}
-    found = _annotation("annotation_lora_geneformer", shared, folder, settings, name="annotation_lora_geneformer")
-    return {**found, "note": RANDOM}
-
-
-RANDOM = (
-    "**Not the published model.** Its weights could not be had on the machine that measured: this is a small network of the same "
-    "architecture with random weights and a vocabulary of some 200 genes. The figures show that the recipe trains, and nothing about what "
-    "the model knows."
-)
-
-
 # Chromatin
 
 
@@ -344,8 +321,6 @@ WORK: dict[str, Work] = {
     work.__name__: work
     for work in (
         annotation_lora_mini,
-        annotation_lora_scgpt,
-        annotation_lora_geneformer,
         annotation_atac,
         integration,
         perturbation_gears,
@@ -362,7 +337,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(prog="python -m scfm.recipes.measured", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[[], *WORK], default=[])
-    parser.add_argument("--shared", type=Path, required=True, help="folder with data/ and fixtures/")
+    parser.add_argument("--shared", type=Path, required=True, help="folder with data/")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
