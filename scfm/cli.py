@@ -72,15 +72,15 @@ class _WithTasks(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names of all commands, tasks last."""
-        return [*super().list_commands(ctx), *tasks()]
+        return [*super().list_commands(ctx), *(name.replace("_", "-") for name in tasks())]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """A command of the core, or of a task."""
-        own = super().get_command(ctx, cmd_name)
-        if own is not None or cmd_name not in tasks():
+        own, name = super().get_command(ctx, cmd_name), cmd_name.replace("-", "_")
+        if own is not None or name not in tasks():
             return own
         single = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False)
-        single.command(cmd_name, rich_help_panel="Tasks")(_command_of(cmd_name))
+        single.command(name.replace("_", "-"), rich_help_panel="Tasks")(_command_of(name))
         return typer.main.get_command(single)
 
 

@@ -44,7 +44,7 @@ class Task:
     Parameters
     ----------
     name
-        Name of the function in `scfm.tasks` and of the verb in the shell; that of the entry point.
+        Name of the function in `scfm.tasks`, and of the verb in the shell (with hyphens); that of the entry point.
     run
         The function for Python.
     command

@@ -71,7 +71,8 @@ def cli_page() -> str:
     from scfm.task import tasks
 
     with Page("cli") as page:
-        helps = {command: page.command(f"{command} --help".strip()) for command in (*COMMANDS, *tasks())}
+        commands = [*COMMANDS, *(name.replace("_", "-") for name in tasks())]
+        helps = {command: page.command(f"{command} --help".strip()) for command in commands}
     parts = []
     for command, text in helps.items():
         parts.append(f"## {f'scfm {command}'.strip()}\n\n```text\n{text}\n```")
