@@ -18,6 +18,15 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).parent / "results"
+SAME = {
+    "Naive CD4 T": "T_CD4",
+    "Memory CD4 T": "T_CD4",
+    "CD14+ Mono": "Mono_CD14",
+    "CD8 T": "T_CD8",
+    "FCGR3A+ Mono": "Mono_CD16",
+    "Platelet": "MK",
+}
+"""Types of pbmc3k -> those of pbmc_3tech."""
 TRAINING = ("kang_ifnb_pbmc/kang_2000.h5ad", "pdac_a/pdac_a_indrop.h5ad", "pbmc3k/pbmc3k_1000.h5ad")
 
 
@@ -44,7 +53,7 @@ def main() -> None:
     result = scfm.tasks.distill(teacher, training, progress=False)
     trained = time.process_time() - begin
     student = result.student
-    reference = training[2][training[2].obs["cell_type"].notna()].copy()
+    reference = training[2][(training[2].obs["cell_type"] != "unlabelled").to_numpy()].copy()
     query = ad.read_h5ad(data / "pbmc_3tech" / "pbmc_3tech.h5ad")
     times: dict[str, float] = {}
     space: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -67,7 +76,7 @@ def main() -> None:
         begin = time.process_time()
         CellEncoder.embed(student, many)
         times["student, 10,000 cells, without the novelty pass"] = (time.process_time() - begin) / many.n_obs
-    labels = reference.obs["cell_type"].astype(str).to_numpy()
+    labels = np.array([SAME.get(name, name) for name in reference.obs["cell_type"].astype(str)])
     truth, batch = query.obs["cell_type"].astype(str).to_numpy(), query.obs["batch"].astype(str).to_numpy()
     known = np.isin(truth, labels)
     rows: list[dict[str, Any]] = []
@@ -107,7 +116,7 @@ def main() -> None:
         f"`python benchmarks/distill.py --shared ../shared`: teacher {args.teacher}; {student.record['cells']['train']:,} training cells of three data sets; "
         f"{trained:.0f} CPU s, nearly all of it the teacher's.",
         "",
-        "Label transfer to pbmc_3tech, a data set held out whole, from labelled pbmc3k cells (cells of types that the reference has):",
+        "Label transfer to pbmc_3tech, a data set of 1,767 genes held out whole, from labelled pbmc3k cells (cells of types that the reference has). The number of random panels in training was chosen on this data set:",
         "",
         "| cells | n | teacher | student | student - teacher [95 % interval] | cosine, centred | of 15 neighbours the same |",
         "| --- | --- | --- | --- | --- | --- | --- |",

@@ -36,6 +36,8 @@ __all__ = ["Distillation", "train_student"]
 
 MIN_CELLS = 3
 """Training cells that must express a gene for it to be in the student's vocabulary."""
+PANELS = 8
+"""Random panels of the closed-form fit and of stopping."""
 FEWEST = 50
 """Training cells below which nothing is learnt."""
 
@@ -54,6 +56,8 @@ class Distillation:
         Highest, of AdamW, falling by a cosine.
     drop_genes
         Largest share of a cell's genes left out in a step, drawn anew: a student that has seen thinner cells is steadier on them.
+    panels
+        Share of the steps whose cells are seen through a random gene panel; 0 trains for data with the genes of the training data.
     width, hidden
         Sizes, see `StudentConfig`.
     """
@@ -63,6 +67,7 @@ class Distillation:
     learning_rate: float = 1e-3
     weight_decay: float = 1e-3
     drop_genes: float = 0.1
+    panels: float = 0.7
     patience: int = 8
     width: int = 256
     hidden: int = 512
@@ -244,37 +249,48 @@ def _fit(
 ) -> None:
     """Least squares on (embedding - mean) / spread: in closed form for the linear part, then by AdamW for all above the gene vectors.
 
-    The MLP begins at 0, so that training starts from the ridge regression; afterwards the weights of the best epoch are back.
+    Data come with gene panels of their own, down to a tenth of the genes. The student must give the same embedding from any of them,
+    so every part is fitted on cells seen through random panels too. The MLP begins at 0, so that training starts from the ridge
+    regression; afterwards the weights of the best epoch are back.
     """
     mean = target[training].mean(axis=0, dtype=np.float64)
     spread = float(np.sqrt(((target[training] - mean) ** 2).mean())) or 1.0
     network.mean.copy_(torch.from_numpy(mean))
     network.scale.fill_(spread)
     goal = torch.from_numpy(((target - mean) / spread).astype(np.float32))
+    rng = np.random.default_rng(seed)
+    seen = _prevalence(tokens.select(training), network.genes.num_embeddings)
+    panels = [np.ones(len(seen), dtype=bool)]
+    if settings.panels:
+        panels += [random_panel(seen, rng) for _ in range(PANELS)]
+    views = [through_panel(tokens, panel) for panel in panels]
     _axes(network, tokens, training, seed)
-    _ridge(network, tokens, goal, training, rest)
+    _ridge(network, views, goal, training, rest)
     torch.nn.init.zeros_(network.out.weight)
     torch.nn.init.zeros_(network.out.bias)
     network.genes.weight.requires_grad_(False)
-    rng = np.random.default_rng(seed)
+    trained = [p for p in network.parameters() if p.requires_grad]
     steps = settings.epochs * math.ceil(len(training) / settings.batch_size)
-    optimiser = torch.optim.AdamW(
-        [p for p in network.parameters() if p.requires_grad], settings.learning_rate, weight_decay=settings.weight_decay
-    )
+    optimiser = torch.optim.AdamW(trained, settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
     )
-    best, stale, kept = (
-        _error(network, tokens, target, rest),
-        0,
-        {k: v.clone() for k, v in network.state_dict().items()},
-    )
-    trained = [p for p in network.parameters() if p.requires_grad]
+
+    def error() -> float:
+        return float(np.mean([((_run(network, view, rest) - target[rest]) ** 2).mean() for view in views]))
+
+    def state() -> dict[str, torch.Tensor]:
+        return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+    best, stale, kept = error(), 0, state()
     network.train()
     with progress_bar(settings.epochs * len(training), progress, "student") as advance, torch.enable_grad():
         for _ in range(settings.epochs):
             for rows in np.array_split(rng.permutation(training), math.ceil(len(training) / settings.batch_size)):
-                batch = tokens.collate(rows)
+                part = tokens.select(rows)
+                if rng.random() < settings.panels:
+                    part = through_panel(part, random_panel(seen, rng))
+                batch = part.collate(np.arange(len(rows)))
                 _drop(batch, settings.drop_genes, rng)
                 loss = ((network.standardised(network.standard(network.sums(batch))) - goal[rows]) ** 2).mean()
                 optimiser.zero_grad()
@@ -283,10 +299,10 @@ def _fit(
                 optimiser.step()
                 schedule.step()
                 advance(len(rows))
-            now = _error(network, tokens, target, rest)
+            now = error()
             best, stale = (now, 0) if now < best else (best, stale + 1)
             if stale == 0:
-                kept = {k: v.clone() for k, v in network.state_dict().items()}
+                kept = state()
             if stale >= settings.patience:
                 break
     network.load_state_dict(kept)
@@ -294,8 +310,33 @@ def _fit(
     network.eval()
 
 
-def _error(network: StudentNetwork, tokens: Tokens, target: np.ndarray, rows: np.ndarray) -> float:
-    return float(((_run(network, tokens, rows) - target[rows]) ** 2).mean())
+def _prevalence(tokens: Tokens, genes: int) -> np.ndarray:
+    """Share of the cells that express each gene (genes,)."""
+    return np.bincount(tokens.fields["ids"], minlength=genes) / max(len(tokens), 1)
+
+
+def random_panel(prevalence: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Genes of a panel (genes,) bool: 3 to 100 % of them, at random or rather the prevalent ones, as panels of variable genes are."""
+    count = max(1, round(len(prevalence) * float(np.exp(rng.uniform(np.log(0.03), 0)))))
+    leaning = rng.integers(0, 2) * np.log(np.maximum(prevalence, 1e-6))
+    chosen = np.argsort(-(leaning + rng.gumbel(size=len(prevalence))))[:count]
+    panel = np.zeros(len(prevalence), dtype=bool)
+    panel[chosen] = True
+    return panel
+
+
+def through_panel(tokens: Tokens, panel: np.ndarray) -> Tokens:
+    """The tokens as they were if only these genes had been measured: others are gone, counts scaled to 10,000 anew."""
+    if panel.all():
+        return tokens
+    kept = np.flatnonzero(panel[tokens.fields["ids"]])
+    offsets = np.searchsorted(kept, tokens.offsets)
+    counts = np.expm1(tokens.fields["values"][kept].astype(np.float64))
+    lengths = np.diff(offsets)
+    cell = np.repeat(np.arange(len(lengths)), lengths)
+    totals = np.bincount(cell, weights=counts, minlength=len(lengths))
+    values = np.log1p(counts * (1e4 / np.maximum(totals, 1e-9))[cell]).astype(np.float32)
+    return Tokens({"ids": tokens.fields["ids"][kept], "values": values}, offsets, lengths, tokens.padding)
 
 
 def _axes(network: StudentNetwork, tokens: Tokens, training: np.ndarray, seed: int) -> None:
@@ -319,11 +360,16 @@ def _axes(network: StudentNetwork, tokens: Tokens, training: np.ndarray, seed: i
     network.spread[:k] = torch.from_numpy(np.maximum(spread, 1e-3 * max(spread.max(), 1e-6)))
 
 
-def _ridge(network: StudentNetwork, tokens: Tokens, goal: torch.Tensor, training: np.ndarray, rest: np.ndarray) -> None:
-    """The linear part by ridge regression, its penalty chosen on the stopping cells."""
+def _ridge(
+    network: StudentNetwork, views: list[Tokens], goal: torch.Tensor, training: np.ndarray, rest: np.ndarray
+) -> None:
+    """The linear part by ridge regression on the cells seen through all panels, its penalty chosen on the stopping cells."""
     with torch.inference_mode():
-        x, held = (network.standard(network.sums(tokens.collate(rows))).double() for rows in (training, rest))
-    y, truth = goal[training].double(), goal[rest].double()
+        x, held = (
+            torch.cat([network.standard(network.sums(view.collate(rows))) for view in views]).double()
+            for rows in (training, rest)
+        )
+    y, truth = (goal[rows].double().repeat(len(views), 1) for rows in (training, rest))
     gram, moment = x.T @ x, x.T @ y
     found = []
     for penalty in 10.0 ** np.arange(-2, 5):
