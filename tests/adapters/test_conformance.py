@@ -146,7 +146,8 @@ def test_example_data_fit_the_encoder(name: str) -> None:
     data = example_data(encoder)
     report = encoder.check(data)
     assert report.empty_cells == 0
-    assert report.genes.matched < report.genes.features
+    if encoder.vocabulary.ids != "region":  # where a feature that is no region does not count
+        assert report.genes.matched < report.genes.features
 
 
 # The fast path: cells alone or in full batches, no masks, only the layers and rows that are needed

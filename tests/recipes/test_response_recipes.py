@@ -32,7 +32,7 @@ def scores(folder: Path, model: str) -> pd.DataFrame:
 def test_perturbed_genes(folder: Path, command, capsys) -> None:
     given = [f"data.train={NORMAN}", "screen.control=control", "screen.min_cells=4", *SMALL]
     assert command("train", "perturbation_gears", *given) == 3
-    assert "unknown to the model: 'CEBPE', 'CNN1', 'RUNX1T1'" in capsys.readouterr().err
+    assert "mini knows no 'CEBPE', 'CNN1', 'RUNX1T1'" in capsys.readouterr().err
     assert command("train", "perturbation_gears", *given, "unknown_genes=leave out", "--json") == 0
     summary = json.loads(capsys.readouterr().out)
     table = scores(folder, summary["model"])
