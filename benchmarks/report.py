@@ -9,11 +9,12 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
-PARTS = ("scgpt", "geneformer", "models", "memory", "growth", "inexact", "distill", "finetune_speed", "atac")
+PARTS = ("scgpt", "geneformer", "models", "memory", "inexact", "int8", "distill", "atac")
 HEAD = """# Performance
 
 Written by `benchmarks/report.py` from what the benchmarks of the folder `benchmarks/` last measured (`make bench` runs them); each part names its
-command. No figure is asserted by a test. Machine: 2 cores (AMD EPYC, AVX2, no bfloat16 or int8 units), 24 GiB, no GPU.
+command. No figure is asserted by a test. Machines: 2 cores, 24 GiB, no GPU; scGPT and most rows of the table of models on an AMD EPYC (AVX2), the rest on
+an Intel Xeon (AVX-512, VNNI, AMX): compare only inside one table.
 """
 
 

@@ -25,7 +25,7 @@ __all__ = ["compiled", "quantised", "shortened"]
 def quantised(network: Network, name: str) -> Network:
     """A copy whose Linears hold 8-bit weights and quantise their inputs as they come (torch's dynamic quantisation); CPU only.
 
-    On the machine measured it is faster than torchao's eager int8 (see docs/scale.md), though torch announces its removal.
+    On the machine measured it is faster than torchao's eager int8 (docs/performance.md), though torch announces its removal.
 
     Raises
     ------
