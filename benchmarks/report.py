@@ -14,7 +14,7 @@ HEAD = """# Performance
 
 Written by `benchmarks/report.py` from what the benchmarks of the folder `benchmarks/` last measured (`make bench` runs them); each part names its
 command. No figure is asserted by a test. Machines: 2 cores, 24 GiB, no GPU; scGPT and most rows of the table of models on an AMD EPYC (AVX2), the rest on
-an Intel Xeon (AVX-512, VNNI, AMX): compare only inside one table.
+an Intel Xeon (AVX-512, VNNI): compare only inside one table.
 """
 
 
