@@ -40,6 +40,9 @@ API = {
         "scfm.orthologs",
         "scfm.data",
         "scfm.sinks",
+        "scfm.journal",
+        "scfm.soma",
+        "scfm.distributed",
         "scfm.provenance",
     ),
     "Write an adapter": ("scfm.checkpoint", "scfm.tokenizers", "scfm.nn", "scfm.hub", "scfm.testing"),
@@ -61,6 +64,20 @@ API = {
         "scfm.perturbation.screen_scores",
         "scfm.objectives.drug_response",
         "scfm.objectives.gene_response",
+    ),
+    "Tasks": (
+        "scfm.tasks.annotation",
+        "scfm.tasks.integration",
+        "scfm.tasks.comparison",
+        "scfm.tasks.search",
+        "scfm.tasks.perturbation",
+        "scfm.tasks.perturbation_evaluation",
+        "scfm.tasks.regulation",
+        "scfm.tasks.gene_programs",
+        "scfm.tasks.accessibility_imputation",
+        "scfm.tasks.region_knockout",
+        "scfm.tasks.region_gene_links",
+        "scfm.adapters.student.task",
     ),
     "Errors": ("scfm.errors",),
 }
@@ -130,7 +147,8 @@ def package_page() -> str:
     for name in scfm.__all__:
         value = getattr(scfm, name)
         if inspect.ismodule(value):
-            rows.append((f"[`scfm.{name}`]({value.__name__}.md)", (inspect.getdoc(value) or "").partition("\n")[0]))
+            page = "../../tasks.md" if value.__name__ == "scfm.tasks" else f"{value.__name__}.md"
+            rows.append((f"[`scfm.{name}`]({page})", (inspect.getdoc(value) or "").partition("\n")[0]))
             continue
         role = "class" if inspect.isclass(value) else "func"
         target = f"{value.__module__}.{value.__name__}"
