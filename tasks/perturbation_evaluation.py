@@ -108,6 +108,7 @@ def evaluate_perturbation(
     context: str | None = None,
     layer: str | None = None,
     effect: str | None = None,
+    networks: bool = True,
     target_sum: float = 5e4,
     alpha: float = 0.05,
     halves: int = 5,
@@ -132,6 +133,9 @@ def evaluate_perturbation(
         Matrix with the counts: None for `X`, or a key of `layers`.
     effect
         "interference" or "activation": adds the CRISPR-informed mean.
+    networks
+        Also train the two small networks among the baselines, latent additive and SimpleAffine: seconds, or a minute with many genes and
+        conditions.
     target_sum
         Counts a profile is scaled to. Above a tenth of what a condition's cells have together, the log of rare genes is noise; a warning
         says so.
@@ -170,7 +174,7 @@ def evaluate_perturbation(
     if layer is not None:
         control.X = control.layers[layer]
     names = sorted({name for _, name in test})
-    made, skipped = _baselines(train, control, names, context, effect, embeddings)
+    made, skipped = _baselines(train, control, names, context, effect, networks, embeddings)
     for given in predictions:
         response = given.predict_response(control, names) if hasattr(given, "predict_response") else given
         made.append(response)
@@ -187,7 +191,7 @@ def evaluate_perturbation(
     settings = dict(
         condition=condition, context=context, layer=layer, effect=effect, target_sum=target_sum, alpha=alpha
     )
-    settings |= dict(halves=halves, resamples=resamples, seed=seed, n_cells=len(measured.keys))
+    settings |= dict(networks=networks, halves=halves, resamples=resamples, seed=seed, n_cells=len(measured.keys))
     return PerturbationEvaluation(
         _strata(scored, replicates, split, resamples, seed),
         _long(scored),
@@ -219,13 +223,14 @@ def _baselines(
     names: list[str],
     context: str | None,
     effect: str | None,
+    networks: bool,
     encoders: Sequence[CellEncoder],
 ) -> tuple[list[AnnData], dict[str, str]]:
     """Responses of all baselines, and why some can't be had."""
     from scfm.perturbation import Baseline, bilinear_response
     from scfm.perturbation.evaluation import standard_baselines
 
-    chosen = standard_baselines(train, context=context, effect=effect)  # type: ignore[arg-type]
+    chosen = standard_baselines(train, context=context, effect=effect, networks=networks)  # type: ignore[arg-type]
     for encoder in encoders:
         name = f"bilinear, {encoder.name} genes"
         table = gene_table(encoder, [*train.perturbed, *(("", name) for name in names)], train.control)
@@ -324,6 +329,7 @@ def command(
         list[str] | None,
         typer.Option("--embeddings", help="A model whose gene embeddings the bilinear baseline uses; repeatable."),
     ] = None,
+    networks: Annotated[bool, typer.Option(help="Also train latent additive and SimpleAffine, two baselines.")] = True,
     target_sum: Annotated[float, typer.Option(help="Counts a profile is scaled to.")] = 5e4,
     seed: Seed = 0,
     out: Result = None,
@@ -356,6 +362,7 @@ def command(
         context=context,
         layer=layer,
         effect=effect,
+        networks=networks,
         target_sum=target_sum,
         seed=seed,
     )

@@ -18,6 +18,7 @@ from scfm.perturbation.conditions import Key, genes_of, order_of, panel_genes
 from scfm.perturbation.de import DE, cpm, differential_expression, top_non_dropout, welch_scores, wilcoxon
 from scfm.perturbation.drug_splits import DrugSplit, few_shot, unseen_cell_lines, unseen_drugs, unseen_pairs
 from scfm.perturbation.drugs import DrugCondition, DrugScreen, condition_name, drug_screen, read_condition
+from scfm.perturbation.networks import latent_additive, simple_affine
 from scfm.perturbation.pseudobulk import TARGET_SUM, Profiles, jackknife_variance, log_profiles, profiles_of, pseudobulk
 from scfm.perturbation.response import ResponsePredictor, linear_response, response
 from scfm.perturbation.screen import Screen, gene_screen
@@ -50,6 +51,7 @@ __all__ = [
     "genes_of",
     "hold_out_conditions",
     "jackknife_variance",
+    "latent_additive",
     "linear_additive",
     "linear_response",
     "log_profiles",
@@ -65,6 +67,7 @@ __all__ = [
     "read_condition",
     "response",
     "score_responses",
+    "simple_affine",
     "simulation_split",
     "top_non_dropout",
     "unseen_cell_lines",

@@ -156,7 +156,7 @@ class Baseline:
     train
         Profiles of the training conditions and all controls.
     predict
-        One of the functions of this module or `bilinear`: (train, keys) -> (n_keys, n_genes).
+        One of the functions of this module, `bilinear` or `networks`: (train, keys) -> (n_keys, n_genes).
     context
         Column of `obs` with the contexts; None: one.
     """
@@ -179,11 +179,14 @@ class Baseline:
         keys = [(context, condition) for context in contexts for condition in conditions]
         if unknown := set(contexts) - {context for context, _ in self.train.keys}:
             raise InputError(f"{self.name} knows no control of context {listing(sorted(unknown))}.")
+        values = self.predict(self.train, keys)
+        if lacking := sorted({key[0] for key, row in zip(keys, values, strict=True) if np.isnan(row).all()}):
+            raise InputError(f"{self.name} has nothing to learn from in context {listing(lacking)}.")
         obs: dict[str, Any] = {"condition": [condition for _, condition in keys]}
         if self.context:
             obs[self.context] = [context for context, _ in keys]
         return response(
-            self.predict(self.train, keys),
+            values,
             self.train.control_of(keys),
             obs=pd.DataFrame(obs, index=[" ".join(filter(None, key)) for key in keys]),
             var=pd.DataFrame(index=control.var_names),

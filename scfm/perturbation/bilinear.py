@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from scfm.errors import InputError
-from scfm.perturbation.conditions import Key, genes_of
+from scfm.perturbation.conditions import Key, one_hot, sums_of_genes
 from scfm.perturbation.pseudobulk import Profiles
 
 __all__ = ["bilinear_response", "linear_additive"]
@@ -57,16 +57,7 @@ def bilinear_response(
     if len(g) != len(train.genes) or not np.isfinite(g).all():
         raise InputError(f"genes has {len(g)} rows for {len(train.genes)} genes, or missing values.")
     table = dict(zip(train.genes, g, strict=True)) if perturbed is None else dict(perturbed)
-    width = len(next(iter(table.values()))) if table else 0
-
-    def embedded(conditions: Sequence[str]) -> np.ndarray:
-        rows = np.zeros((len(conditions), width))
-        for row, condition in zip(rows, conditions, strict=True):
-            known = [table[gene] for gene in genes_of(condition, train.control) if gene in table]
-            row[:] = np.sum(known, axis=0) if known else np.nan
-        return rows
-
-    p = embedded([condition for _, condition in train.perturbed])
+    p = sums_of_genes([condition for _, condition in train.perturbed], table, train.control)
     fitted = np.isfinite(p).all(axis=1)
     if not fitted.any():
         raise InputError(
@@ -76,8 +67,8 @@ def bilinear_response(
     b = effects.mean(axis=1, keepdims=True)
     y, p = (effects - b)[:, fitted], p[fitted]
     left = np.linalg.solve(g.T @ g + ridge * np.eye(g.shape[1]), g.T @ y @ p)
-    k = np.linalg.solve(p.T @ p + ridge * np.eye(width), left.T).T
-    asked = np.nan_to_num(embedded([condition for _, condition in keys]))
+    k = np.linalg.solve(p.T @ p + ridge * np.eye(p.shape[1]), left.T).T
+    asked = np.nan_to_num(sums_of_genes([condition for _, condition in keys], table, train.control))
     return train.control_of(keys) + b.T + asked @ k.T @ g.T
 
 
@@ -96,17 +87,11 @@ def linear_additive(train: Profiles, keys: Sequence[Key], *, ridge: float = 0.1)
 
     A gene that is in no training condition has no effect.
     """
-    names = sorted({gene for _, condition in train.perturbed for gene in genes_of(condition, train.control)})
-    index = {gene: i for i, gene in enumerate(names)}
+    table = one_hot(train.perturbed, train.control)
 
-    def design(conditions: Sequence[str]) -> np.ndarray:
-        x = np.zeros((len(conditions), len(names)))
-        for row, condition in zip(x, conditions, strict=True):
-            for gene in genes_of(condition, train.control):
-                if gene in index:
-                    row[index[gene]] += 1
-        return x
+    def design(keys: Sequence[Key]) -> np.ndarray:
+        return np.nan_to_num(sums_of_genes([condition for _, condition in keys], table, train.control))
 
-    x = design([condition for _, condition in train.perturbed])
-    weights = np.linalg.solve(x.T @ x + ridge * np.eye(len(names)), x.T @ train.deltas())
-    return train.control_of(keys) + design([condition for _, condition in keys]) @ weights
+    x = design(train.perturbed)
+    weights = np.linalg.solve(x.T @ x + ridge * np.eye(len(table)), x.T @ train.deltas())
+    return train.control_of(keys) + design(keys) @ weights

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["Key", "genes_of", "order_of", "panel_genes"]
+import numpy as np
+
+__all__ = ["Key", "genes_of", "one_hot", "order_of", "panel_genes", "sums_of_genes"]
 
 Key = tuple[str, str]
 """A context (cell line, donor; "" where there is one only) and a condition."""
@@ -27,3 +29,18 @@ def order_of(condition: str, control: str) -> int:
 def panel_genes(conditions: Iterable[str], control: str) -> tuple[str, ...]:
     """All perturbed genes, sorted."""
     return tuple(sorted({gene for condition in conditions for gene in genes_of(condition, control)}))
+
+
+def one_hot(keys: Sequence[Key], control: str) -> dict[str, np.ndarray]:
+    """A vector (n_genes,) for each gene that these conditions perturb: 1 in its own place."""
+    names = panel_genes((condition for _, condition in keys), control)
+    return dict(zip(names, np.eye(len(names)), strict=True))
+
+
+def sums_of_genes(conditions: Sequence[str], table: Mapping[str, np.ndarray], control: str) -> np.ndarray:
+    """The sum of the vectors of each condition's genes (n_conditions, d); genes without one are left out, NaN where none has one."""
+    rows = np.full((len(conditions), len(next(iter(table.values()))) if table else 1), np.nan)
+    for row, condition in zip(rows, conditions, strict=True):
+        if known := [table[gene] for gene in genes_of(condition, control) if gene in table]:
+            row[:] = np.sum(known, axis=0)
+    return rows

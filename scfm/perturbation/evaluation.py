@@ -15,6 +15,7 @@ from scfm.perturbation.baselines import (
     Baseline,
     Crispr,
     additive,
+    context_mean,
     crispr_informed,
     mean_response,
     no_change,
@@ -32,6 +33,7 @@ from scfm.perturbation.calibrated import (
 from scfm.perturbation.conditions import Key, order_of
 from scfm.perturbation.de import cpm, differential_expression
 from scfm.perturbation.measured import Measured, Predicted
+from scfm.perturbation.networks import latent_additive, simple_affine
 from scfm.perturbation.pseudobulk import Profiles
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ SPLITS = 5
 
 
 def standard_baselines(
-    train: Profiles, *, context: str | None = None, effect: Crispr | None = None
+    train: Profiles, *, context: str | None = None, effect: Crispr | None = None, networks: bool = True
 ) -> dict[str, Baseline]:
     """The baselines that every evaluation shows.
 
@@ -78,9 +80,11 @@ def standard_baselines(
     train
         Profiles of the training conditions and all controls.
     context
-        Column of `obs` with the contexts; State's perturbation mean is among the baselines where there are several.
+        Column of `obs` with the contexts; State's perturbation mean and context mean are among the baselines where there are several.
     effect
         "interference" or "activation": adds the CRISPR-informed mean.
+    networks
+        Also those that are trained: latent additive and SimpleAffine.
     """
     chosen: dict[str, Callable[[Profiles, Sequence[Key]], np.ndarray]] = {
         "no change": no_change,
@@ -91,9 +95,11 @@ def standard_baselines(
         "bilinear": bilinear_response,
     }
     if len({where for where, _ in train.keys}) > 1:
-        chosen["perturbation mean"] = perturbation_mean
+        chosen |= {"perturbation mean": perturbation_mean, "context mean": context_mean}
     if effect is not None:
         chosen["CRISPR-informed"] = partial(crispr_informed, effect=effect)
+    if networks:
+        chosen |= {"latent additive": latent_additive, "SimpleAffine": simple_affine}
     return {name: Baseline(name, train, predict, context) for name, predict in chosen.items()}
 
 

@@ -69,6 +69,19 @@ def test_effects_that_add_up_are_found_by_the_additive_baseline(result):
     assert result.wide("scaled").loc["additive", ["pds_cosine", "expression_error", "r2_delta"]].min() > 0.7
 
 
+def test_trained_baselines_are_rows_of_the_table_unless_refused(result):
+    found = result.wide("scaled")
+    assert found.loc["latent additive", "r2_delta"] > 0.2
+    assert np.isfinite(found.loc["SimpleAffine", "r2_delta"])
+    few = scfm.tasks.evaluate_perturbation(screen(), split(), networks=False, target_sum=200, resamples=5, halves=1)
+    assert set(result.table.predictor) - set(few.table.predictor) == {
+        "latent additive",
+        "SimpleAffine",
+        "CRISPR-informed",
+        "oracle",
+    }
+
+
 def test_every_score_of_every_predictor_is_there_with_its_interval(result):
     table = result.table
     assert set(table.metric) == set(SCORES)
@@ -100,10 +113,10 @@ def test_contexts_are_scored_apart():
         adata.obs["line"] = line
         adata.obs_names = [f"{line}{name}" for name in adata.obs_names]
     found = scfm.tasks.evaluate_perturbation(
-        ad.concat(both), split(), context="line", target_sum=200, resamples=20, halves=1
+        ad.concat(both), split(), context="line", target_sum=200, networks=False, resamples=20, halves=1
     )
     assert set(found.conditions.context) == {"k", "r"}
-    assert "perturbation mean" in set(found.table.predictor)
+    assert {"perturbation mean", "context mean"} <= set(found.table.predictor)
     assert found.table.n.max() == 6
 
 
@@ -129,7 +142,9 @@ def test_a_predictor_is_asked_with_the_control_cells_only():
             )
 
     predictor = Asked()
-    found = scfm.tasks.evaluate_perturbation(screen(), split(), [predictor], target_sum=200, resamples=5, halves=1)
+    found = scfm.tasks.evaluate_perturbation(
+        screen(), split(), [predictor], networks=False, target_sum=200, resamples=5, halves=1
+    )
     assert predictor.conditions == ["A+C", "B+D", "C+D"]
     assert "below 0 were taken as 0" in found.skipped["asked"]
 
@@ -143,18 +158,25 @@ def test_gene_embeddings_of_an_encoder_enter_the_bilinear_baseline():
     found = scfm.tasks.evaluate_perturbation(adata, cut, embeddings=[mini], target_sum=200, resamples=5, halves=1)
     assert "bilinear, mini genes" in set(found.table.predictor)
     assert "no perturbed gene of the training data has an embedding" in found.skipped["bilinear"]
+    assert "no perturbed gene of the training data is among its genes" in found.skipped["SimpleAffine"]
     assert found.provenance["encoders"][0]["model"] == "mini"
 
 
 def test_a_shallow_screen_is_told():
     with pytest.warns(InputWarning, match="the log of rare genes is noise. Pass target_sum="):
-        scfm.tasks.evaluate_perturbation(screen(), split(), resamples=5, halves=1)
+        scfm.tasks.evaluate_perturbation(screen(), split(), networks=False, resamples=5, halves=1)
 
 
 def test_predictions_that_cannot_be_scored_are_refused():
     def run(prediction=None, cut=None, adata=None):
         scfm.tasks.evaluate_perturbation(
-            adata or screen(), cut or split(), [prediction] if prediction else [], target_sum=200, resamples=5, halves=1
+            adata or screen(),
+            cut or split(),
+            [prediction] if prediction else [],
+            networks=False,
+            target_sum=200,
+            resamples=5,
+            halves=1,
         )
 
     with pytest.raises(InputError, match="predicts nothing for"):
@@ -203,6 +225,8 @@ def test_from_the_shell(tmp_path):
     assert "CRISPR-informed" in done.output
     assert json.loads((tmp_path / "r.json").read_text())["split"]["test"] == ["A+C", "B+D", "C+D"]
     assert (tmp_path / "r.png").stat().st_size > 10_000
-    drawn = CliRunner().invoke(app, ["evaluate_perturbation", files[0], "--save-split", files[5], "-q", *options])
+    drawn = CliRunner().invoke(
+        app, ["evaluate_perturbation", files[0], "--save-split", files[5], "-q", "--no-networks", *options]
+    )
     assert drawn.exit_code == 0, drawn.output
     assert json.loads((tmp_path / "drawn.json").read_text())["settings"]["kind"] == "simulation"

@@ -148,6 +148,9 @@ def test_a_baseline_is_a_predictor_with_explicit_layers():
     assert clipped == (made.layers["predicted"] < 0).sum()
     with pytest.raises(InputError, match="others or another order"):
         baseline.predict_response(control[:, ::-1].copy(), ["A"])
+    alone = screen("A").select([("k", "A")])
+    with pytest.raises(InputError, match="context mean has nothing to learn from in context 'r'"):
+        Baseline("context mean", alone, context_mean, context="line").predict_response(control, ["B"])
     control.obs["line"] = "other"
     with pytest.raises(InputError, match="no control of context 'other'"):
         baseline.predict_response(control, ["A"])
