@@ -3,8 +3,7 @@
     .venv/bin/python benchmarks/geneformer_speed.py [--models v1 v2] [--cells 32 8] [--rounds 2]
 
 The authors' extractor is not on a package index; its loop is written here as its documentation and `performance.md` describe it: cells sorted
-longest first, padded batches, `BertForMaskedLM` with all hidden states, the mean of the second-to-last layer's states over the real
-tokens. It reads the tokens that scfm makes, so that tokenizing is not compared. Weights are random. Writes results/geneformer.{md,json}.
+longest first, padded batches, `BertForMaskedLM` with all hidden states; of the second-to-last layer the mean over the real tokens (V1) or the state of <cls> (V2). It reads the tokens that scfm makes, so that tokenizing is not compared. Weights are random. Writes results/geneformer.{md,json}.
 """
 
 from __future__ import annotations
@@ -64,7 +63,10 @@ def original(folder: Path, tokens: list[np.ndarray], batch: int, attention: str)
         )
         with torch.no_grad():
             states = model(input_ids=torch.from_numpy(ids), attention_mask=mask).hidden_states[-2]
-        out[rows] = ((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).numpy()
+        if model.config.vocab_size == SIZES["v2"]["vocab_size"]:  # which begins cells with <cls>, and reads its state
+            out[rows] = states[:, 0].numpy()
+        else:
+            out[rows] = ((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).numpy()
     return out, time.perf_counter() - begin
 
 

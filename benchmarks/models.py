@@ -335,7 +335,7 @@ def measure(name: str, seconds: float) -> dict[str, Any]:
 
 
 def flops_a_cell(encoder: CellEncoder) -> float | None:
-    """Floating-point operations of matrix products and attention for a cell, mean of four; None where torch can't count them."""
+    """Floating-point operations of matrix products for a cell, mean of four, without fused attention, which torch does not count on CPUs."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -422,11 +422,12 @@ def report(results: dict[str, dict[str, Any]]) -> str:
         "",
         "`python benchmarks/models.py`",
         "",
-        f"Published sizes, random weights, float32, {os.cpu_count()} cores ({processor()}). Cells are the shipped PBMCs.",
+        f"Published sizes, random weights, float32, {os.cpu_count()} cores ({processor()}, the rows with a GEMM share; others on an AMD EPYC). Cells are the shipped PBMCs.",
         "*elsewhere*: cores that other programs used meanwhile. Above 0.2 the wall clock is too slow, and *cells/s* is from CPU time,",
         "times the number of cores. Two cells were measured of slow models: read these figures to a factor of two.",
-        "*GFLOP*: matrix products and attention of a cell, counted by torch. *GEMM*: those a CPU second, as a share of one thread's matrix product",
-        "in the same process. *tokenized*: cells read, checked and tokenized in a second of one core.",
+        "*GFLOP*: matrix products of a cell as torch counts them, without fused attention (a third more for scGPT, whose 46 GFLOP it counts as 31).",
+        "*GEMM*: those a CPU second, as a share of one thread's matrix product in the same process. *tokenized*: cells read, checked and tokenized",
+        "in a second of one core, matching of genes included.",
         "",
         "| model | parameters | tokens a cell | GFLOP a cell | tokenized/s | cells/s | GEMM | cells | seconds | CPU seconds | peak, GB | elsewhere | |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
