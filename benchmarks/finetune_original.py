@@ -111,6 +111,8 @@ def main() -> None:
         log_interval=10**6,
     )
     model = loaded(args.checkpoint, vocab)
+    forward = model.forward  # the package's trainer passes an argument that only its multi-omic model has
+    model.forward = lambda *given, mod_types=None, **named: forward(*given, **named)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, eps=1e-8)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
-PARTS = ("scgpt", "geneformer", "models", "memory", "inexact", "int8", "distill", "atac")
+PARTS = ("scgpt", "geneformer", "models", "memory", "inexact", "int8", "distill", "finetune", "atac")
 HEAD = """# Performance
 
 Written by `benchmarks/report.py` from what the benchmarks of the folder `benchmarks/` last measured (`make bench` runs them); each part names its
